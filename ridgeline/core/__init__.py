@@ -1,0 +1,1 @@
+"""What happens next: requests, blocks, policies, the scheduler. Pure Python, no clock, no I/O."""

@@ -1,0 +1,1 @@
+"""What it costs: the memory ledger and the cost model's providers."""

@@ -1,0 +1,1 @@
+"""A deployment as Ray Serve, KServe, SageMaker, compose or systemd."""

@@ -1,0 +1,1 @@
+"""The step loop and everything between text and tokens."""

@@ -1,0 +1,1 @@
+"""Search over deployment, workload and objective."""

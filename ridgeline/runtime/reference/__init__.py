@@ -1,0 +1,1 @@
+"""Plain numpy float32: the definition of every op."""

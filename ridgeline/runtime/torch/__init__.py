@@ -1,0 +1,1 @@
+"""CUDA through torch: the only package that may import it."""

@@ -1,0 +1,1 @@
+"""Checkpoint tensors as a stream that must end empty."""

@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI-compatible API, admin routes and the web page."""

@@ -1,0 +1,1 @@
+"""Promises: objectives, goodput, burn rates, diagnosis."""

@@ -1,0 +1,1 @@
+"""Traffic: arrival processes, length distributions, traces, prompts."""
