@@ -56,6 +56,8 @@ class CompletionDelta:
     error: str | None = None
     usage: Usage | None = None
     """Set on the last delta of a completion: usage of that completion alone."""
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    """Set once, on the first delta of completion 0, when prompt logprobs were asked for: one per prompt token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ridgeline.engine.errors import InvalidParameter as InvalidParameter
+
 MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -14,15 +16,6 @@ MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63 - 1
-
-
-class InvalidParameter(ValueError):
-    """A parameter that cannot be honoured. `param` names it, the message says the limit."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param}: {message}")
-        self.param = param
-        self.reason = message
 
 
 @dataclass(frozen=True, slots=True)
