@@ -1,0 +1,2 @@
+#define RL_TIER amx
+#include "tier_kernels.hpp"

@@ -1,0 +1,2 @@
+#define RL_TIER avx2
+#include "tier_kernels.hpp"

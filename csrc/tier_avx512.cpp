@@ -1,0 +1,2 @@
+#define RL_TIER avx512
+#include "tier_kernels.hpp"

@@ -1,0 +1,2 @@
+#define RL_TIER portable
+#include "tier_kernels.hpp"
