@@ -1,0 +1,212 @@
+"""What a lab of the handbook is, where labs are found, and how one is run, checked and kept.
+
+A lab stands beside its chapter: docs/handbook/PART/NAME.md and docs/handbook/PART/NAME_lab.py. The
+file has one public name, `LAB`:
+
+    from ridgeline.cli.labs import Exercise, Lab, LabContext, LabResult, Relation
+
+    def run(context: LabContext) -> LabResult: ...
+    def plot(result: LabResult, figure: Figure) -> None: ...
+
+    LAB = Lab(title="...", run=run, plot=plot, exercises=(Exercise(...),))
+
+`run` measures (with `context.llm()`, the real engine on the default model) or computes, and says
+which relations it expects: never absolute times. A lab whose relation does not hold has failed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ridgeline import __version__
+from ridgeline.cli.flags import parse_bytes
+from ridgeline.engine.errors import RidgelineError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ridgeline.engine.llm import LLM
+
+_PREFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "b": 1e9}
+
+
+class LabError(RidgelineError):
+    """No such lab, a missing extra, or an answer that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What the lab expects to see, and whether it did. `detail` has the figures."""
+
+    text: str
+    holds: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class LabResult:
+    """A table, the relations, and (for the plot, kept in the JSON too) whatever else `data` holds."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    relations: tuple[Relation, ...]
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabContext:
+    """How the lab was called. `quick` asks for the smallest run that still shows the relations."""
+
+    quick: bool = False
+    model: str | None = None
+
+    def llm(self, **options: Any) -> LLM:
+        """The real engine, offline and synchronous, on the lab's model; close it or use `with`."""
+        from ridgeline.engine.llm import LLM
+
+        return LLM(self.model, **options)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A question whose answer is a number (within `tolerance`, a share) or one of a few words.
+
+    `wrong` is an answer somebody might give and that is refused (the tests hold it to that);
+    `hint` is shown with a refusal.
+    """
+
+    question: str
+    answer: float | tuple[str, ...]
+    wrong: str
+    hint: str
+    tolerance: float = 0.02
+
+    @property
+    def right(self) -> str:
+        """An answer that is accepted."""
+        return repr(self.answer) if isinstance(self.answer, int | float) else self.answer[0]
+
+    def accepts(self, answer: str) -> bool:
+        """Raises LabError when a number was asked for and `answer` is none."""
+        if isinstance(self.answer, tuple):
+            return answer.strip().lower() in {word.lower() for word in self.answer}
+        return abs(read_number(answer) - self.answer) <= self.tolerance * abs(self.answer)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab: `run` gives the result, `plot` draws it on an empty figure."""
+
+    title: str
+    run: Callable[[LabContext], LabResult]
+    plot: Callable[[LabResult, Figure], None]
+    exercises: tuple[Exercise, ...]
+
+
+def read_number(text: str) -> float:
+    """`"131072"`, `"131,072"`, `"128 KiB"`, `"16.1 GB"`, `"25%"` or `"7.5B"` as a number."""
+    words = text.strip().replace(",", "").replace("_", "")
+    match = re.fullmatch(r"([-+]?\d*\.?\d+(?:e[-+]?\d+)?)\s*([a-z%/ ]*)", words, re.IGNORECASE)
+    if match is None:
+        raise LabError(f"answer: {text!r} is not a number")
+    value, unit = float(match[1]), match[2].strip().lower()
+    if unit == "%":
+        return value / 100
+    if re.fullmatch(r"[kmgt]i?b", unit):
+        return value * parse_bytes(f"1{unit}")
+    return value * _PREFIXES.get(unit, 1.0)
+
+
+def handbook_root() -> Path:
+    """The folder of the parts: packaged in a wheel, or docs/handbook of the checkout."""
+    import ridgeline
+
+    package = Path(ridgeline.__file__).parent
+    for root in (package / "handbook", package.parent / "docs" / "handbook"):
+        if root.is_dir():
+            return root
+    raise LabError("handbook: not part of this installation")
+
+
+def lab_files() -> dict[str, Path]:
+    """Name -> file of every lab, in the order of parts and names."""
+    files = sorted(handbook_root().glob("*/*_lab.py"))
+    return {path.stem.removesuffix("_lab"): path for path in files}
+
+
+def load_lab(name: str) -> Lab:
+    """The lab called `name`, or LabError that lists those that exist."""
+    files = lab_files()
+    if name not in files:
+        raise LabError(f"lab: no lab {name!r}; there are {', '.join(files) or 'none'}")
+    spec = importlib.util.spec_from_file_location(f"ridgeline_lab_{name}", files[name])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    lab = module.LAB
+    assert isinstance(lab, Lab), f"{files[name]} must define LAB"
+    return lab
+
+
+def record(name: str, lab: Lab, result: LabResult, context: LabContext) -> dict[str, Any]:
+    """The result as JSON, with the machine and the date."""
+    return {
+        "lab": name,
+        "title": lab.title,
+        "date": datetime.now(UTC).date().isoformat(),
+        "version": __version__,
+        "quick": context.quick,
+        "machine": machine(),
+        **asdict(result),
+    }
+
+
+def keep(directory: Path, name: str, lab: Lab, result: LabResult, context: LabContext) -> list[Path]:
+    """Write NAME.json and NAME.png into `directory`; the plot needs the extra `lab`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    results = directory / f"{name}.json"
+    results.write_text(json.dumps(record(name, lab, result, context), indent=2, ensure_ascii=False) + "\n")
+    return [results, draw(directory / f"{name}.png", lab, result)]
+
+
+def draw(path: Path, lab: Lab, result: LabResult) -> Path:
+    """Draw the lab's plot into a PNG file."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise LabError("plot: matplotlib is missing; pip install 'ridgeline[lab]', or add --no-plot") from None
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    lab.plot(result, figure)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What a figure was measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "num_cores": os.cpu_count(),
+        "os": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
