@@ -57,7 +57,8 @@ class StepResult(NamedTuple):
 
     `tokens[i]` are the tokens sampled for `plan.rows[i]` (empty when `num_samples` is 0).
     `seconds` is the time the executor spent. `logprobs[i]` is an opaque payload for the output
-    side. `error` set means that the step failed and none of its rows count.
+    side. `error` set means that the step failed and none of its rows count. `row_errors[i]` set
+    means that row i alone failed (its logits were not finite): its request ends with that error.
     """
 
     step: int
@@ -65,3 +66,4 @@ class StepResult(NamedTuple):
     seconds: float
     logprobs: tuple[object, ...] | None = None
     error: str | None = None
+    row_errors: tuple[str | None, ...] | None = None

@@ -64,7 +64,7 @@ class Ops(Protocol):
         ...
 
     def rope(self, x: Tensor, rope: RopeSpec, head_dim: int) -> Tensor:
-        """Rotate each head of `[n, heads * head_dim]` by its token's position (rotate-half; Su et al. 2021)."""
+        """Rotate each head of `[n, H * head_dim]` by its token's position (rotate-half, Su et al. 2021)."""
         ...
 
     def paged_attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:

@@ -1,0 +1,153 @@
+"""The executor of every backend: keeps each request's tokens, turns a plan into a Batch, runs it, samples.
+
+    submit(plan) --queue--> worker thread: release, admit -> Batch -> backend.run -> sample --queue--> collect()
+
+A worker thread runs plans in order, so a plan may be submitted before the one before it is collected:
+a row finds the token that the previous step sampled in the token store, by position.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+
+from ridgeline.core.plan import Row, StepPlan, StepResult
+from ridgeline.engine.logprobs import RowLogprobs
+from ridgeline.engine.sampling_params import SamplingParams
+from ridgeline.runtime.backend import Backend, Logits, Model
+from ridgeline.runtime.batch import Batch
+from ridgeline.runtime.sampler import SampleRow, logprobs_of, sample
+from ridgeline.runtime.slots import Slots
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StepSeconds:
+    """Seconds spent so far in each stage, over all steps."""
+
+    batch_s: float = 0.0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+
+
+class ModelExecutor:
+    """Runs plans with `model` on `backend`. Implements `engine.executor.Executor`.
+
+    `block_size` is that of the KV layout; `num_groups` its number of groups. `max_model_len` and
+    `max_num_seqs` size the token store (it grows if more requests come).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        backend: Backend,
+        *,
+        block_size: int,
+        num_groups: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.model = model
+        self.backend = backend
+        self.seconds = StepSeconds()
+        self._clock = clock
+        self._slots = Slots(max_num_seqs, max_model_len, block_size, num_groups)
+        self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
+        self._results: SimpleQueue[StepResult] = SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="ridgeline-executor", daemon=True)
+        self._worker.start()
+
+    def submit(self, plan: StepPlan) -> None:
+        """Queue a plan; returns at once."""
+        self._plans.put(plan)
+
+    def collect(self) -> StepResult:
+        """The result of the oldest plan not collected yet; waits for it. A failed step is a result too."""
+        return self._results.get()
+
+    def close(self) -> None:
+        """Finish the plans that were submitted, then stop the worker and close the backend."""
+        if self._worker.is_alive():
+            self._plans.put(None)
+            self._worker.join()
+            self.backend.close()
+
+    def _work(self) -> None:
+        while (plan := self._plans.get()) is not None:
+            self._results.put(self._run_or_report(plan))
+
+    def _run_or_report(self, plan: StepPlan) -> StepResult:
+        start = self._clock()
+        try:
+            return self._run(plan, start)
+        except Exception as error:
+            log.exception("step %d failed", plan.step)
+            message = f"{type(error).__name__}: {error}".splitlines()[0]
+            nothing: tuple[tuple[int, ...], ...] = tuple(() for _ in plan.rows)
+            return StepResult(plan.step, nothing, self._clock() - start, error=message)
+
+    def _run(self, plan: StepPlan, start: float) -> StepResult:
+        self._slots.release(plan.released)
+        for admission in plan.admitted:
+            self._slots.admit(admission)
+        batch = self._slots.batch(plan.rows)
+        built = self._clock()
+        logits = self.backend.run(self.model, batch)
+        computed = self._clock()
+        result = self._sample(plan, batch, logits)
+        end = self._clock()
+        self.seconds.batch_s += built - start
+        self.seconds.forward_s += computed - built
+        self.seconds.sample_s += end - computed
+        return result._replace(seconds=end - start)
+
+    def _sample(self, plan: StepPlan, batch: Batch, logits: Logits) -> StepResult:
+        """Tokens, logprobs and errors of each row; the tokens go into the store."""
+        slots = self._slots
+        last = np.searchsorted(batch.logit_rows, batch.row_starts[1:] - 1)
+        prompt = {i: self._prompt_logprobs(row, logits, int(last[i])) for i, row in enumerate(plan.rows)
+                  if slots.wants_prompt_logprobs(row)}  # fmt: skip
+        sampling = [i for i, row in enumerate(plan.rows) if row.num_samples]
+        wanted = [slots.sample_row(plan.rows[i]) for i in sampling]
+        chosen = logits if len(sampling) == len(logits) else logits[last[sampling]]
+        sampled = sample(chosen, wanted)
+        slots.append([plan.rows[i] for i in sampling], sampled.tokens)
+        tokens: list[tuple[int, ...]] = [()] * len(plan.rows)
+        errors: list[str | None] = [None] * len(plan.rows)
+        logprobs: list[RowLogprobs | None] = [None] * len(plan.rows)
+        for i, token, error, own in zip(
+            sampling, sampled.tokens.tolist(), sampled.errors, sampled.logprobs, strict=True
+        ):
+            tokens[i] = () if error else (token,)
+            errors[i] = error
+            if own is not None:
+                logprobs[i] = RowLogprobs(sampled=(own,))
+        for i, payload in prompt.items():
+            mine = logprobs[i]
+            logprobs[i] = payload if mine is None else payload._replace(sampled=mine.sampled)
+        return StepResult(
+            plan.step,
+            tuple(tokens),
+            0.0,
+            logprobs=tuple(logprobs) if any(p is not None for p in logprobs) else None,
+            row_errors=tuple(errors) if any(errors) else None,
+        )
+
+    def _prompt_logprobs(self, row: Row, logits: Logits, last: int) -> RowLogprobs:
+        """Log probabilities of the prompt tokens that this chunk predicts (positions start + 1 on)."""
+        following = self._slots.prompt_after(row)
+        first = last - row.count + 1
+        params: SamplingParams = self._slots.params(row.request_id)
+        raw = logprobs_of(logits[first : first + len(following)], following, params.prompt_logprobs or 0)
+        return RowLogprobs(prompt_start=row.start + 1, prompt=tuple(raw))
+
+
+__all__ = ["ModelExecutor", "SampleRow", "StepSeconds"]

@@ -1,0 +1,78 @@
+"""Qwen3 (Yang et al. 2025): Llama's layer with a norm on each head of q and k before the rotation."""
+
+from __future__ import annotations
+
+from ridgeline.facts.model_spec import ModelSpec
+from ridgeline.runtime.models.checkpoint import Checkpoint
+from ridgeline.runtime.ops import AttentionSpec, Ops, Tensor
+
+
+class Qwen3:
+    """Decoder of `spec.num_layers` layers; `lm_head` is the embedding where tied."""
+
+    def __init__(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
+        self.spec = spec
+        vocab, hidden = spec.vocab_size, spec.hidden_size
+        self.embed_tokens = checkpoint.embedding("model.embed_tokens", vocab, hidden)
+        self.layers = [
+            Qwen3Layer(spec, index, checkpoint.at(f"model.layers.{index}"))
+            for index in range(spec.num_layers)
+        ]
+        self.norm = checkpoint.vector("model.norm", hidden)
+        self.lm_head = (
+            checkpoint.backend.tied_head(self.embed_tokens)
+            if spec.tied_embeddings
+            else checkpoint.linear("head", {"lm_head": vocab}, hidden)
+        )
+
+    def forward(self, ops: Ops) -> Tensor:
+        x = ops.embed(self.embed_tokens)
+        for layer in self.layers:
+            x = layer.forward(ops, x)
+        x = ops.rms_norm(ops.select_logit_rows(x), self.norm, self.spec.rms_norm_eps)
+        return ops.logits(x, self.lm_head)
+
+
+class Qwen3Layer:
+    """`model.layers.{index}`."""
+
+    def __init__(self, spec: ModelSpec, index: int, checkpoint: Checkpoint) -> None:
+        self.spec = spec
+        self.rope = spec.layers[index].rope
+        self.attention = AttentionSpec(
+            layer=index,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            scale=spec.attention_scale,
+            window=spec.layers[index].window,
+        )
+        hidden, inner = spec.hidden_size, spec.intermediate_size
+        self.q_size, self.kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        qkv = {
+            "self_attn.q_proj": self.q_size,
+            "self_attn.k_proj": self.kv_size,
+            "self_attn.v_proj": self.kv_size,
+        }
+        self.input_layernorm = checkpoint.vector("input_layernorm", hidden)
+        self.qkv_proj = checkpoint.linear("qkv", qkv, hidden, spec.attention_bias)
+        self.q_norm = checkpoint.vector("self_attn.q_norm", spec.head_dim)
+        self.k_norm = checkpoint.vector("self_attn.k_norm", spec.head_dim)
+        self.o_proj = checkpoint.linear(
+            "output", {"self_attn.o_proj": hidden}, self.q_size, spec.attention_bias
+        )
+        self.post_attention_layernorm = checkpoint.vector("post_attention_layernorm", hidden)
+        self.gate_up_proj = checkpoint.linear(
+            "gate_up", {"mlp.gate_proj": inner, "mlp.up_proj": inner}, hidden
+        )
+        self.down_proj = checkpoint.linear("down", {"mlp.down_proj": hidden}, inner)
+
+    def forward(self, ops: Ops, x: Tensor) -> Tensor:
+        eps, head_dim = self.spec.rms_norm_eps, self.spec.head_dim
+        h = ops.linear(ops.rms_norm(x, self.input_layernorm, eps), self.qkv_proj)
+        q, k, v = ops.split(h, self.q_size, self.kv_size, self.kv_size)
+        q = ops.rope(ops.rms_norm(q, self.q_norm, eps), self.rope, head_dim)
+        k = ops.rope(ops.rms_norm(k, self.k_norm, eps), self.rope, head_dim)
+        x = ops.add(x, ops.linear(ops.paged_attention(q, k, v, self.attention), self.o_proj))
+        h = ops.rms_norm(x, self.post_attention_layernorm, eps)
+        return ops.add(x, ops.gated_mlp(h, self.gate_up_proj, self.down_proj, self.spec.activation))

@@ -1,0 +1,57 @@
+"""The reference backend: float32 weights, ops evaluated at once, the KV cache one numpy array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ridgeline.runtime.backend import LinearKind, Logits, Model
+from ridgeline.runtime.batch import Batch
+from ridgeline.runtime.reference.kv import KvCache
+from ridgeline.runtime.reference.ops import ReferenceOps
+from ridgeline.runtime.reference.weight import Matrix
+
+if TYPE_CHECKING:
+    from ridgeline.facts.kv_layout import KvLayout
+    from ridgeline.runtime.weights.tensor import TensorSource
+
+Array = npt.NDArray[np.float32]
+
+
+class ReferenceBackend:
+    """Implements `runtime.backend.Backend`. `to_float32` reads a tensor of any type as float32."""
+
+    def __init__(self, to_float32: Callable[[TensorSource], Array], *, kv_bf16: bool = False) -> None:
+        self._to_float32 = to_float32
+        self._kv_bf16 = kv_bf16
+        self._cache: KvCache | None = None
+
+    def linear(
+        self, parts: Sequence[TensorSource], bias: Sequence[TensorSource] | None, kind: LinearKind
+    ) -> Matrix:
+        values = np.concatenate([self._to_float32(part) for part in parts])
+        return Matrix(values, None if bias is None else np.concatenate([self._to_float32(b) for b in bias]))
+
+    def embedding(self, source: TensorSource) -> Matrix:
+        return Matrix(self._to_float32(source))
+
+    def tied_head(self, embedding: Matrix) -> Matrix:
+        return embedding
+
+    def vector(self, source: TensorSource, offset: float = 0.0) -> Array:
+        return self._to_float32(source) + np.float32(offset)
+
+    def allocate_kv(self, layout: KvLayout, num_blocks: int) -> None:
+        self._cache = KvCache(layout, num_blocks, bf16=self._kv_bf16)
+
+    def run(self, model: Model, batch: Batch) -> Logits:
+        if self._cache is None:
+            raise RuntimeError("allocate_kv comes before run")
+        logits: Logits = model.forward(ReferenceOps(batch, self._cache))
+        return logits
+
+    def close(self) -> None:
+        self._cache = None
