@@ -1,4 +1,4 @@
-"""What can go wrong for a user: every message names the thing and the limit; the CLI prints it without a traceback."""
+"""What can go wrong for a user. Every message names the thing and the limit; no traceback is shown for these."""
 
 from __future__ import annotations
 

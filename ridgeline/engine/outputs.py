@@ -57,11 +57,13 @@ class CompletionDelta:
     usage: Usage | None = None
     """Set on the last delta of a completion: usage of that completion alone."""
     prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
-    """Set once, on the first delta of completion 0, when prompt logprobs were asked for: one per prompt token."""
+    """Set once, on the first delta of completion 0, if asked for: one entry per prompt token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
+    """One whole completion. `token_ids` includes a final stop token; `text` does not show it."""
+
     index: int
     text: str
     token_ids: tuple[int, ...]
