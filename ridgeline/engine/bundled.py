@@ -204,7 +204,9 @@ def _pip() -> list[str]:
         if found:
             candidates.append([found, "-m", "pip"])
     for command in candidates:
-        answer = subprocess.run([*command, "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        answer = subprocess.run(
+            [*command, "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=False
+        )
         if answer.returncode == 0:
             return command
     raise ModelNotFound("no pip was found to download the model with; install pip, or give --model a path")

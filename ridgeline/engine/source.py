@@ -140,7 +140,9 @@ def _local(path: Path) -> ModelSource:
     if not any(path.glob("*.safetensors")):
         pickles = [file.name for file in (*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth"))]
         if pickles:
-            raise UnsupportedModel(f"{path}: {pickles[0]} is a pickle, which is never opened; use safetensors")
+            raise UnsupportedModel(
+                f"{path}: {pickles[0]} is a pickle, which is never opened; use safetensors"
+            )
         raise ModelNotFound(f"{path} has a config.json but no .safetensors file")
     name = path.resolve().name or str(path)
     return ModelSource("folder", path, name, name)
@@ -164,7 +166,9 @@ def _hub(model: str, offline: bool) -> ModelSource:
         said = str(error).strip().splitlines()
         reason = said[0] if said else type(error).__name__
         state = "is not in the local cache and offline is set" if offline else "could not be fetched"
-        raise ModelNotFound(f"{model} {state} (no such path here either). The hub client said: {reason}") from error
+        raise ModelNotFound(
+            f"{model} {state} (no such path here either). The hub client said: {reason}"
+        ) from error
     source = _local(Path(folder))
     return ModelSource(source.kind, source.path, model, model)
 
@@ -179,9 +183,7 @@ def _no_such(wanted: str, path: Path) -> str:
     near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings, 3, 0.5)]
     near += difflib.get_close_matches(wanted.lower(), list(BUNDLED_MODELS), 2, 0.5)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return (
-        f"{wanted!r} is no path here, no hub id (org/name) and no known name ({', '.join(BUNDLED_MODELS)}).{meant}"
-    )
+    return f"{wanted!r} is no path here, no hub id (org/name) and no known name ({', '.join(BUNDLED_MODELS)}).{meant}"
 
 
 def _set(variable: str) -> bool:

@@ -96,7 +96,9 @@ def _architecture(facts: Checked) -> Architecture:
     if not isinstance(classes, list):
         raise facts.refuse("architectures", "expected a list of class names")
     if facts.get("vision_config") or facts.get("audio_config"):
-        raise UnsupportedFeature("architectures", classes or model_type, "multimodal; only text models are served")
+        raise UnsupportedFeature(
+            "architectures", classes or model_type, "multimodal; only text models are served"
+        )
     if model_type not in MODEL_TYPES:
         raise UnsupportedFeature("model_type", model_type, f"known are {', '.join(MODEL_TYPES)}")
     for class_name in classes:
@@ -109,7 +111,9 @@ def _refuse_unsupported(facts: Checked) -> None:
     if facts.get("quantization_config"):
         section = facts.section("quantization_config")
         method = section.get("quant_method") if section else None
-        raise UnsupportedFeature("quantization_config.quant_method", method, "load unquantized safetensors or GGUF")
+        raise UnsupportedFeature(
+            "quantization_config.quant_method", method, "load unquantized safetensors or GGUF"
+        )
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if facts.get(key):
             raise UnsupportedFeature(key, facts.get(key), "mixture of experts")
@@ -226,5 +230,3 @@ def _rope_scaling(section: Checked) -> tuple[str | float, ...] | None:
         original = section.number("original_max_position_embeddings", 1, MAX_CONTEXT)
         return ("llama3", section.number("factor", 1e-6, 1e6), low, high, original)
     raise UnsupportedFeature("rope_scaling.rope_type", kind, "known are default, linear, llama3")
-
-

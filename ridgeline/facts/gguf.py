@@ -300,7 +300,9 @@ class _Reader:
             pass
         if number in UNSUPPORTED_TYPES:
             supported = ", ".join(kind.name for kind in GgmlType)
-            raise UnsupportedFeature(f"type of tensor {name}", UNSUPPORTED_TYPES[number], f"read are {supported}")
+            raise UnsupportedFeature(
+                f"type of tensor {name}", UNSUPPORTED_TYPES[number], f"read are {supported}"
+            )
         self._refuse(f"{name} type", at, f"{number} is unknown")
 
     def _place(

@@ -32,7 +32,9 @@ def model_spec_from_gguf(header: GgufHeader, name: str) -> ModelSpec:
     top = Checked(header.metadata, name)
     architecture = top.text("general.architecture")
     if architecture not in ARCHITECTURES:
-        raise UnsupportedFeature("general.architecture", architecture, f"known are {', '.join(ARCHITECTURES)}")
+        raise UnsupportedFeature(
+            "general.architecture", architecture, f"known are {', '.join(ARCHITECTURES)}"
+        )
     facts = Checked(_uniform(header.metadata, architecture), name, f"{architecture}.")
     _refuse_unsupported(facts)
     num_layers = facts.integer("block_count", 1, MAX_LAYERS)

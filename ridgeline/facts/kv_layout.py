@@ -102,7 +102,9 @@ def kv_layout(spec: ModelSpec, block_size: int, bytes_per_element: int) -> KvLay
     Raises ValueError when `block_size` or `bytes_per_element` is not positive.
     """
     if block_size < 1 or bytes_per_element < 1:
-        raise ValueError(f"block_size {block_size} and bytes_per_element {bytes_per_element} must be positive")
+        raise ValueError(
+            f"block_size {block_size} and bytes_per_element {bytes_per_element} must be positive"
+        )
     kinds: dict[int | None, list[int]] = {}
     for index, layer in enumerate(spec.layers):
         kinds.setdefault(layer.window, []).append(index)

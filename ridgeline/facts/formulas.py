@@ -1,0 +1,107 @@
+"""Counts of parameters, bytes and floating point operations that follow from a ModelSpec alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ridgeline.facts.model_spec import ModelSpec
+
+Precision = Literal["float32", "bf16", "int8", "int4"]
+
+INT4_GROUP = 32
+_VALUE_BYTES: dict[str, float] = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
+_SCALE_BYTES = 4
+"""int8: one float32 scale per output channel; int4: scale and minimum (2 + 2 bytes) per group."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Numbers of parameters by where they are. A tied head counts once, as the embedding."""
+
+    embedding: int
+    head: int
+    attention: int
+    mlp: int
+    norms: int
+    biases: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.head + self.attention + self.mlp + self.norms + self.biases
+
+    @property
+    def without_embedding(self) -> int:
+        """What the "non-embedding parameters" of model cards mean: layers and the final norm."""
+        return self.attention + self.mlp + self.norms + self.biases
+
+
+def matrices(spec: ModelSpec) -> tuple[tuple[str, int, int], ...]:
+    """(kind, rows, columns) of one layer's matrices as they are multiplied: qkv, output, gate_up, down."""
+    query = spec.num_heads * spec.head_dim
+    key_value = 2 * spec.num_kv_heads * spec.head_dim
+    return (
+        ("qkv", query + key_value, spec.hidden_size),
+        ("output", spec.hidden_size, query),
+        ("gate_up", 2 * spec.intermediate_size, spec.hidden_size),
+        ("down", spec.hidden_size, spec.intermediate_size),
+    )
+
+
+def parameter_counts(spec: ModelSpec) -> ParameterCounts:
+    """Parameters of the whole model."""
+    sizes = {kind: rows * columns for kind, rows, columns in matrices(spec)}
+    norms_per_layer = (4 if spec.post_norms else 2) * spec.hidden_size
+    norms_per_layer += 2 * spec.head_dim if spec.qk_norm else 0
+    bias_per_layer = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim if spec.attention_bias else 0
+    bias_per_layer += 2 * spec.intermediate_size + spec.hidden_size if spec.mlp_bias else 0
+    table = spec.vocab_size * spec.hidden_size
+    return ParameterCounts(
+        embedding=table,
+        head=0 if spec.tied_embeddings else table,
+        attention=spec.num_layers * (sizes["qkv"] + sizes["output"]),
+        mlp=spec.num_layers * (sizes["gate_up"] + sizes["down"]),
+        norms=spec.num_layers * norms_per_layer + spec.hidden_size,
+        biases=spec.num_layers * bias_per_layer,
+    )
+
+
+def matrix_bytes(rows: int, columns: int, precision: Precision) -> int:
+    """Bytes of one matrix with its scales: int8 one per row, int4 one pair per group of 32 columns."""
+    values = int(rows * columns * _VALUE_BYTES[precision])
+    if precision == "int8":
+        return values + rows * _SCALE_BYTES
+    if precision == "int4":
+        return values + rows * -(-columns // INT4_GROUP) * _SCALE_BYTES
+    return values
+
+
+def weight_bytes(spec: ModelSpec, precision: Precision, head_precision: Precision | None = None) -> int:
+    """Bytes of all weights, matrices in `precision`, head (tied or not) and embedding in `head_precision`.
+
+    Norms and biases are float32. A tied table is held once.
+    """
+    head_precision = head_precision or precision
+    layer = sum(matrix_bytes(rows, columns, precision) for _, rows, columns in matrices(spec))
+    table = matrix_bytes(spec.vocab_size, spec.hidden_size, head_precision)
+    counts = parameter_counts(spec)
+    tables = table if spec.tied_embeddings else 2 * table
+    return spec.num_layers * layer + tables + 4 * (counts.norms + counts.biases)
+
+
+def kv_bytes_per_token(spec: ModelSpec, bytes_per_element: int) -> int:
+    """K and V of one token in every layer (before any window has slid), without page padding."""
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * bytes_per_element
+
+
+def flops_per_token(spec: ModelSpec, context_tokens: int = 0) -> int:
+    """Multiply-adds times two of one token's forward pass at a context of `context_tokens`, head included.
+
+    Matrices 2 x parameters; attention 4 x heads x head_dim x visible positions a layer (QK^T and PV).
+    """
+    counts = parameter_counts(spec)
+    dense = 2 * (counts.attention + counts.mlp + spec.vocab_size * spec.hidden_size)
+    visible = sum(
+        context_tokens if layer.window is None else min(context_tokens, layer.window) for layer in spec.layers
+    )
+    return dense + 4 * spec.num_heads * spec.head_dim * visible
