@@ -1,4 +1,4 @@
-"""What can go wrong for a user. Every message names the thing and the limit; no traceback is shown for these."""
+"""What can go wrong for a user. Each message names the thing and the limit; none shows a traceback."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def load_from_gguf(metadata: Mapping[str, Any], path: Path | None = None) -> Tok
 
 
 def load_from_folder(folder: Path) -> Tokenizer:
-    """From `tokenizer.json` and what lies beside it: tokenizer_config, generation_config, chat_template.jinja."""
+    """From `tokenizer.json` and its neighbours: tokenizer and generation config, chat_template.jinja."""
     import tokenizers
 
     path = folder / "tokenizer.json"
