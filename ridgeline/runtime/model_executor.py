@@ -1,6 +1,6 @@
 """The executor of every backend: keeps each request's tokens, turns a plan into a Batch, runs it, samples.
 
-    submit(plan) --queue--> worker thread: release, admit -> Batch -> backend.run -> sample --queue--> collect()
+    submit(plan) --queue--> worker: release, admit -> Batch -> backend.run -> sample --queue--> collect()
 
 A worker thread runs plans in order, so a plan may be submitted before the one before it is collected:
 a row finds the token that the previous step sampled in the token store, by position.
@@ -22,7 +22,7 @@ from ridgeline.engine.logprobs import RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.backend import Backend, Logits, Model
 from ridgeline.runtime.batch import Batch
-from ridgeline.runtime.sampler import SampleRow, logprobs_of, sample
+from ridgeline.runtime.sampler import logprobs_of, sample
 from ridgeline.runtime.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -148,6 +148,3 @@ class ModelExecutor:
         params: SamplingParams = self._slots.params(row.request_id)
         raw = logprobs_of(logits[first : first + len(following)], following, params.prompt_logprobs or 0)
         return RowLogprobs(prompt_start=row.start + 1, prompt=tuple(raw))
-
-
-__all__ = ["ModelExecutor", "SampleRow", "StepSeconds"]

@@ -33,7 +33,7 @@ MAX_HEAD = 2048
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """What the sampler must know of one row. `tokens` are the known ones, prompt first; `position` the next's."""
+    """What the sampler must know of one row: its tokens, prompt first, and the `position` of the next."""
 
     params: SamplingParams
     seed: int
@@ -214,7 +214,7 @@ def pick(
 
 
 def logprobs_of(logits: Array, tokens: Int32Array, num_top: int) -> list[RawLogprobs]:
-    """Log probabilities `[k, vocab]` -> one RawLogprobs for each of `tokens` `[k]`, with the likeliest `num_top`."""
+    """Log probabilities at `logits` `[k, vocab]` of `tokens` `[k]` and of the likeliest `num_top`."""
     result = []
     for row, token in zip(logits, tokens.tolist(), strict=True):
         top = row.max()

@@ -42,7 +42,8 @@ def main(path: Path) -> None:
     entries = [entry(model, tokenizer, ids) for ids in prompts]
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     out = Path(__file__).parent / "default_model.json"
-    out.write_text(json.dumps({"file": path.name, "made_with": versions, "prompts": entries}, indent=1) + "\n")
+    document = {"file": path.name, "made_with": versions, "prompts": entries}
+    out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def entry(model: torch.nn.Module, tokenizer: object, ids: list[int]) -> dict[str, object]:

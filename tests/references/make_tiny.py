@@ -1,4 +1,4 @@
-"""Write tiny.npz: logits (of every third position) and greedy tokens of the tiny models by transformers in float32.
+"""Write tiny.npz: logits (every third position) and greedy tokens of the tiny models, transformers float32.
 
     python -m venv /some/where && pip install torch transformers numpy
     python tests/references/make_tiny.py
@@ -14,7 +14,7 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tiny  # noqa: E402
+import tiny
 
 NUM_GREEDY = 24
 

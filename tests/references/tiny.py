@@ -1,4 +1,4 @@
-"""Tiny models of every architecture with weights drawn from a numpy seed: the same here and in `make_tiny.py`.
+"""Tiny models of every architecture, their weights drawn from a numpy seed.
 
 They are described by Hugging Face configs, so that transformers and Ridgeline read one description.
 """

@@ -55,7 +55,7 @@ def test_philox_known_answers(counter: tuple, key: tuple, expected: tuple) -> No
 
 def test_uniform_is_flat_and_keyed() -> None:
     numbers = uniform([5] * 20_000, list(range(20_000)))
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     assert abs(numbers.mean() - 0.5) < 0.01
     assert np.histogram(numbers, 10, (0, 1))[0].std() < 100
     assert uniform([-1], [3])[0] == uniform([2**64 - 1], [3])[0]
@@ -145,7 +145,8 @@ def test_a_row_does_not_depend_on_the_others() -> None:
     variety = [
         SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_k=5),
         SamplingParams(min_p=0.1, temperature=2.0), SamplingParams(repetition_penalty=1.3),
-        SamplingParams(frequency_penalty=0.5, presence_penalty=0.2, logprobs=3), SamplingParams(temperature=30.0),
+        SamplingParams(frequency_penalty=0.5, presence_penalty=0.2, logprobs=3),
+        SamplingParams(temperature=30.0),
     ]  # fmt: skip
     rows = [row(variety[i % 8], seed=i, tokens=[3, 4, 5, 5, i], num_prompt=2) for i in range(40)]
     together = sample(logits.copy(), rows)
@@ -190,7 +191,8 @@ def test_logits_that_are_not_finite_fail_their_row_alone(bad: float, temperature
 
 def test_logprobs_are_those_before_temperature_and_truncation() -> None:
     logits = np.log(np.array([0.1, 0.4, 0.3, 0.2], np.float32))
-    result = sample(logits[None].copy(), [row(SamplingParams(temperature=0.1, top_k=1, logprobs=2))]).logprobs[0]
+    params = SamplingParams(temperature=0.1, top_k=1, logprobs=2)
+    result = sample(logits[None].copy(), [row(params)]).logprobs[0]
     assert result is not None
     assert (result.token_id, result.rank, result.top_ids) == (1, 1, (1, 2))
     assert result.top_logprobs == pytest.approx((math.log(0.4), math.log(0.3)), abs=1e-6)

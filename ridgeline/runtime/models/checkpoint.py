@@ -64,7 +64,7 @@ class Checkpoint:
         if left:
             shown = ", ".join(left[:SHOWN_NAMES])
             more = f" and {len(left) - SHOWN_NAMES} more" if len(left) > SHOWN_NAMES else ""
-            raise CheckpointMismatch(f"tensors of the checkpoint that the model has no use for: {shown}{more}")
+            raise CheckpointMismatch(f"the checkpoint has tensors the model does not: {shown}{more}")
 
     def _take(self, name: str, *shape: int) -> TensorSource:
         name = self._prefix + name

@@ -42,7 +42,7 @@ class ReferenceOps:
         return rows if scale == 1.0 else rows * np.float32(scale)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        groups = x.reshape(len(x), -1, len(weight))
+        groups = x.reshape(len(x), x.shape[1] // len(weight), len(weight))
         mean_square = np.mean(np.square(groups), axis=-1, keepdims=True)
         return (groups / np.sqrt(mean_square + np.float32(eps)) * weight).reshape(x.shape)
 
