@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
+#include "attention_args.hpp"
 #include "kernel_args.hpp"
+#include "linear_args.hpp"
 #include "thread_pool.hpp"
 
 namespace ridgeline {
@@ -15,7 +17,18 @@ struct KernelTable {
     void (*enter_region)();
     void (*leave_region)();
 
+    // Bytes of a file's row of `num_values` values of a ggml type; -1: not a type, or not whole blocks.
+    int64_t (*ggml_row_bytes)(int32_t type, int64_t num_values);
+    void (*pack)(const PackArgs&, Team&);
+    void (*embed)(const EmbedArgs&, Team&);
+    void (*quantize_rows)(const QuantizeArgs&, Team&);
+    void (*linear)(const LinearArgs&, Team&);
     void (*add)(const AddArgs&, Team&);
+    void (*rms_norm)(const RmsNormArgs&, Team&);
+    void (*rope)(const RopeArgs&, Team&);
+    void (*kv_write)(const KvWriteArgs&, Team&);
+    void (*attention)(const AttentionArgs&, Team&);
+    void (*argmax)(const ArgmaxArgs&, Team&);
 };
 
 }  // namespace ridgeline

@@ -7,6 +7,12 @@
 
 namespace nb = nanobind;
 
+namespace ridgeline {
+
+void bind_linear(nb::module_& module);
+
+}  // namespace ridgeline
+
 NB_MODULE(_native, module) {
     using namespace ridgeline;
     module.doc() = "C++ kernels of the native CPU backend.";
@@ -30,4 +36,6 @@ NB_MODULE(_native, module) {
              },
              nb::arg("num_threads"), nb::arg("tier") = "")
         .def_prop_ro("num_threads", &ThreadPool::num_threads);
+
+    bind_linear(module);
 }

@@ -59,6 +59,9 @@ public:
 
     int num_threads() const { return num_threads_; }
 
+    // Whether its threads are set up for kernels that need this `enter`.
+    bool enters_with(void (*enter)()) const { return enter_ == enter; }
+
     // Runs `body` on every thread and returns when all have. Calls from several threads queue up.
     // `body` must not throw.
     void parallel(const std::function<void(Team&)>& body);

@@ -2,8 +2,17 @@
 #include "kernel_table.hpp"
 #include "simd.hpp"
 
+#include "argmax.hpp"
+#include "attention.hpp"
 #include "elementwise.hpp"
+#include "embed.hpp"
+#include "kv_cache.hpp"
+#include "linear.hpp"
+#include "norm.hpp"
+#include "pack.hpp"
+#include "quantize_rows.hpp"
 #include "region.hpp"
+#include "rope.hpp"
 
 namespace ridgeline::RL_TIER {
 
@@ -13,7 +22,17 @@ const KernelTable kTable = {
     .name = RL_STRINGIFY(RL_TIER),
     .enter_region = enter_region,
     .leave_region = leave_region,
+    .ggml_row_bytes = ggml_row_bytes,
+    .pack = pack,
+    .embed = embed,
+    .quantize_rows = quantize_rows,
+    .linear = linear,
     .add = add,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .kv_write = kv_write,
+    .attention = attention,
+    .argmax = argmax,
 };
 
 }  // namespace ridgeline::RL_TIER
