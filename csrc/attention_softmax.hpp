@@ -1,0 +1,96 @@
+// Softmax of one chunk of scores, and the merge of chunks.
+//
+// The result of a query row is defined chunk by chunk (kAttentionChunk positions counted from position 0): each chunk has its own
+// maximum m, sum l = sum_p 2^(s_p - m) and values t = sum_p 2^(s_p - m) v_p, and chunks are merged in order of
+// position (Milakov & Gimelshein 2018; Dao et al. 2022):
+//
+//   M' = max(M, m)    L' = L 2^(M - M') + l 2^(m - M')    O' = O 2^(M - M') + t 2^(m - M')       y = O / L at the end
+//
+// So any thread may compute any chunk, and a row's bits depend on nothing but the row. A chunk without a visible position
+// has l = 0 and is skipped. Scores come multiplied by log2(e). Floor: about 13 vector instructions per kLanes scores.
+#pragma once
+
+#include "simd.hpp"
+#include "vector_math.hpp"
+
+namespace ridgeline::RL_TIER {
+
+inline constexpr int64_t kAttentionChunk = 256;
+
+// Positions of a chunk, counted from its start.
+struct Span {
+    int64_t begin;
+    int64_t end;
+};
+
+// All bits set in the lanes i with begin <= at + i < end.
+RL_INLINE VecInt lanes_within(int64_t at, Span span) {
+    VecInt lane;
+    for (int i = 0; i < kLanes; ++i) lane[i] = i;
+    lane += static_cast<int32_t>(at);
+    return (lane >= static_cast<int32_t>(span.begin)) & (lane < static_cast<int32_t>(span.end));
+}
+
+RL_INLINE Vec select(VecInt mask, Vec yes, Vec no) { return from_bits((bits_of(yes) & mask) | (bits_of(no) & ~mask)); }
+
+// Calls body(at, mask, is_edge) for the vectors that touch `span`, from one aligned to the chunk.
+template <class Body>
+RL_INLINE void for_each_visible(Span span, Body body) {
+    for (int64_t at = span.begin / kLanes * kLanes; at < span.end; at += kLanes) {
+        const bool is_edge = at < span.begin || at + kLanes > span.end;
+        body(at, is_edge);
+    }
+}
+
+// s -> cap * log2(e) * tanh(s / cap)
+RL_INLINE void cap_scores(float* scores, Span visible, float softcap) {
+    const Vec inverse = splat(1.0f / softcap);
+    const Vec factor = splat(softcap * 1.44269504f);
+    for_each_visible(visible, [&](int64_t at, bool) { store(scores + at, factor * tanh(inverse * load(scores + at))); });
+}
+
+// The scores of one row become probabilities times 2^maximum, as bf16 in the first half of the same memory: zero in `computed`
+// outside `visible`. `computed` is a multiple of 16 at both ends. Returns the maximum and the sum.
+struct ChunkSoftmax {
+    float maximum;
+    float sum;
+};
+
+RL_INLINE ChunkSoftmax softmax_in_place(float* scores, Span computed, Span visible) {
+    const Vec lowest = splat(-__builtin_inff());
+    Vec largest = lowest;
+    for_each_visible(visible, [&](int64_t at, bool is_edge) {
+        const Vec s = load(scores + at);
+        largest = max(largest, is_edge ? select(lanes_within(at, visible), s, lowest) : s);
+    });
+    const float maximum = reduce_max(largest);
+
+    uint16_t* probabilities = reinterpret_cast<uint16_t*>(scores);
+    for (int64_t at = computed.begin; at < visible.begin / kLanes * kLanes; at += kLanes) store_bf16(probabilities + at, zero());
+    Vec sum = zero();
+    const Vec shift = splat(maximum);
+    for_each_visible(visible, [&](int64_t at, bool is_edge) {
+        Vec p = exp2_within(max(splat(-126.0f), load(scores + at) - shift));
+        if (is_edge) p = select(lanes_within(at, visible), p, zero());
+        sum += p;
+        store_bf16(probabilities + at, p);
+    });
+    for (int64_t at = (visible.end + kLanes - 1) / kLanes * kLanes; at < computed.end; at += kLanes)
+        store_bf16(probabilities + at, zero());
+    return {maximum, reduce_add(sum)};
+}
+
+// A row's running result: start from maximum = -inf, sum = 0, values = 0.
+RL_INLINE void merge_chunk(ChunkSoftmax& total, float* values, ChunkSoftmax chunk, const float* chunk_values, int64_t head_dim) {
+    if (chunk.sum == 0.0f) return;
+    const float maximum = total.maximum > chunk.maximum ? total.maximum : chunk.maximum;
+    const Vec keep = exp2(splat(total.maximum - maximum));
+    const Vec take = exp2(splat(chunk.maximum - maximum));
+    const float keep_one = keep[0], take_one = take[0];
+    total.maximum = maximum;
+    total.sum = total.sum * keep_one + chunk.sum * take_one;
+    for (int64_t d = 0; d < head_dim; d += kLanes)
+        store(values + d, fma(load(values + d), keep, load(chunk_values + d) * take));
+}
+
+}  // namespace ridgeline::RL_TIER
