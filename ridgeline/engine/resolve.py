@@ -226,10 +226,11 @@ class _Resolving:
             "a step reads the weights once for all of its sequences; beyond 64 a CPU gains little more",
         )
         sequences = self.number("max_num_seqs")
+        budget = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, sequences)
         self.choose(
             "max_num_batched_tokens",
-            max(DEFAULT_MAX_NUM_BATCHED_TOKENS, sequences),
-            f"prompts are cut into chunks of at most {max(DEFAULT_MAX_NUM_BATCHED_TOKENS, sequences)} tokens a step, "
+            budget,
+            f"a step computes at most {budget} tokens: longer prompts go in chunks, "
             "so that running requests wait for a short while only",
         )
         self.choose(
@@ -280,7 +281,7 @@ class _Resolving:
         self.choose(
             "block_size",
             DEFAULT_BLOCK_SIZE,
-            f"tokens a block: {DEFAULT_BLOCK_SIZE} wastes at most {DEFAULT_BLOCK_SIZE - 1} a sequence and shares short prefixes",
+            f"wastes at most {DEFAULT_BLOCK_SIZE - 1} tokens a sequence and shares short prefixes",
         )
 
     def _num_blocks(self, layout: KvLayout, length: int) -> tuple[int, str, str]:
@@ -319,8 +320,8 @@ class _Resolving:
         if self.options.max_model_len is not None or longest < 1:
             raise ConfigError(
                 field,
-                f"a sequence of {wanted} tokens needs {layout.blocks_for(wanted, chunk)} KV blocks ({human_bytes(needed)}), "
-                f"but there are {num_blocks}; they hold at most {longest} tokens",
+                f"a sequence of {wanted} tokens needs {layout.blocks_for(wanted, chunk)} KV blocks "
+                f"({human_bytes(needed)}), but there are {num_blocks}; they hold at most {longest} tokens",
             )
         self.settle(
             "max_model_len", longest, f"what {num_blocks} KV blocks hold of the model's {wanted} tokens"

@@ -120,7 +120,8 @@ def _bundled(model: BundledModel, progress: Progress | None, offline: bool) -> M
         if offline:
             raise ModelNotFound(
                 f"{model.name} is not in {path.parent} and downloading is switched off (offline).\n"
-                f"Run `ridgeline pull {model.name}` where there is a network, then copy {model.file_name} there."
+                f"Run `ridgeline pull {model.name}` where there is a network, "
+                f"then copy {model.file_name} there."
             )
         fetch_bundled(model, progress)
     return ModelSource("gguf", path, model.name, model.name)
@@ -183,7 +184,8 @@ def _no_such(wanted: str, path: Path) -> str:
     near = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings, 3, 0.5)]
     near += difflib.get_close_matches(wanted.lower(), list(BUNDLED_MODELS), 2, 0.5)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{wanted!r} is no path here, no hub id (org/name) and no known name ({', '.join(BUNDLED_MODELS)}).{meant}"
+    known = ", ".join(BUNDLED_MODELS)
+    return f"{wanted!r} is no path here, no hub id (org/name) and no known name ({known}).{meant}"
 
 
 def _set(variable: str) -> bool:

@@ -145,8 +145,8 @@ def _activation(facts: Checked, architecture: str) -> Activation:
 
 def _attention_scale(facts: Checked, architecture: str, head_dim: int) -> float:
     if architecture == "gemma3":
-        return float(facts.number("query_pre_attn_scalar", 1e-3, 1e6, 256.0)) ** -0.5
-    return float(head_dim) ** -0.5
+        return 1.0 / math.sqrt(facts.number("query_pre_attn_scalar", 1e-3, 1e6, 256.0))
+    return 1.0 / math.sqrt(head_dim)
 
 
 def _eos_token_ids(facts: Checked, generation_config: Mapping[str, Any] | None) -> tuple[int, ...]:

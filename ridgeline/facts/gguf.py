@@ -19,6 +19,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn, overload
@@ -47,6 +48,7 @@ _SCALARS = {
     12: struct.Struct("<d"),
 }
 _STRING, _ARRAY = 8, 9
+_TYPE_NUMBERS = frozenset(int(kind) for kind in GgmlType)
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _SMALLEST_ENTRY = 8 + 1 + 4 + 1
@@ -78,7 +80,7 @@ class GgufArray(Sequence[Any]):
     def raw_strings(self) -> list[bytes]:
         """The elements' bytes, for arrays of strings."""
         unpack, buffer, position = _U64.unpack_from, self._buffer, self._offset
-        items = []
+        items: list[bytes] = []
         append = items.append
         for _ in range(self._count):
             (length,) = unpack(buffer, position)
@@ -201,13 +203,13 @@ class _Reader:
             self._refuse("magic", 0, f"expected {MAGIC!r}, found {self.buffer[:4]!r}: not a GGUF file")
         self.position = 4
         version = int(self._scalar("version", _U32))
-        if version in (2, 3):
-            return version
         if version & 0xFFFF == 0 and version >> 24 in (1, 2, 3):
             raise UnsupportedFeature("byte order", "big-endian", "convert the file to little-endian")
         if version == 1:
             raise UnsupportedFeature("GGUF version", 1, "versions 2 and 3 are read")
-        self._refuse("version", 4, f"{version} is unknown; versions 2 and 3 are read")
+        if version not in (2, 3):
+            self._refuse("version", 4, f"{version} is unknown; versions 2 and 3 are read")
+        return version
 
     def _count(self, name: str) -> int:
         at = self.position
@@ -233,9 +235,9 @@ class _Reader:
             return self._scalar(key, _SCALARS[kind])
         if kind == _STRING:
             return self._string(key, self.size)
-        if kind == _ARRAY:
-            return self._array(key)
-        self._refuse(key, self.position - 4, f"value type {kind} is unknown")
+        if kind != _ARRAY:
+            self._refuse(key, self.position - 4, f"value type {kind} is unknown")
+        return self._array(key)
 
     def _array(self, key: str) -> GgufArray:
         at = self.position
@@ -294,16 +296,14 @@ class _Reader:
         return name, tuple(reversed(dims)), kind, int(self._scalar(f"{name} offset", _U64)), at
 
     def _tensor_type(self, name: str, number: int, at: int) -> GgmlType:
-        try:
-            return GgmlType(number)
-        except ValueError:
-            pass
         if number in UNSUPPORTED_TYPES:
             supported = ", ".join(kind.name for kind in GgmlType)
             raise UnsupportedFeature(
                 f"type of tensor {name}", UNSUPPORTED_TYPES[number], f"read are {supported}"
             )
-        self._refuse(f"{name} type", at, f"{number} is unknown")
+        if number not in _TYPE_NUMBERS:
+            self._refuse(f"{name} type", at, f"{number} is unknown")
+        return GgmlType(number)
 
     def _place(
         self, entries: list[tuple[str, tuple[int, ...], GgmlType, int, int]], data_offset: int, alignment: int
@@ -324,7 +324,7 @@ class _Reader:
             tensors[name] = GgufTensor(name, shape, kind, start, num_bytes)
             fields.append((start, start + num_bytes, name, at))
         fields.sort()
-        for (_, end, first, _), (start, _, second, at) in zip(fields, fields[1:], strict=False):
+        for (_, end, first, _), (start, _, second, at) in pairwise(fields):
             if start < end:
                 self._refuse(f"{second} offset", at, f"overlaps tensor {first}")
         return tuple(tensors.values())

@@ -14,7 +14,7 @@ class RopeSpec:
 
     `scaling`: None, or one of
     `("linear", factor)` (positions divided by factor),
-    `("llama3", factor, low_freq_factor, high_freq_factor, original_context)` (Llama 3.1, sec. "rope_scaling").
+    `("llama3", factor, low_freq_factor, high_freq_factor, original_context)` (Llama 3.1's "rope_scaling").
     A GGUF may give the divisors themselves: `freq_factors`, `[rotary_dim / 2]`.
     """
 
@@ -26,7 +26,10 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One decoder layer's attention: `window` None sees everything, else the last `window` positions (itself included)."""
+    """One decoder layer's attention.
+
+    `window` None sees everything, else the last `window` positions (itself included).
+    """
 
     window: int | None
     rope: RopeSpec
@@ -34,7 +37,9 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The facts of a decoder-only transformer. Sizes are counts; `architecture` names the file in runtime/models.
+    """The facts of a decoder-only transformer. Sizes are counts.
+
+    `architecture` names the file in runtime/models.
 
     `rms_norm_offset`: 1.0 where the checkpoint stores w and the norm multiplies by 1 + w (Gemma's
     safetensors; GGUF has it added already), else 0.0.

@@ -24,7 +24,8 @@ MAX_DIM = 1 << 40
 
 DTYPES = {"F32": GgmlType.F32, "F16": GgmlType.F16, "BF16": GgmlType.BF16}
 _OTHER_DTYPES = {
-    "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL",
+    "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4",
+    "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL",
 }  # fmt: skip
 
 
@@ -41,6 +42,8 @@ class SafetensorsTensor:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
+    """All a safetensors file says before its data."""
+
     path: str
     tensors: tuple[SafetensorsTensor, ...]
     metadata: dict[str, Any]

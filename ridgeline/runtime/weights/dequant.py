@@ -76,7 +76,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _fifth_bits(packed: Bytes) -> Bytes:
     """Bit j of four little-endian bytes, as 0 or 16: `[num_blocks, 4] -> [num_blocks, 32]`."""
-    return np.unpackbits(packed, axis=-1, bitorder="little") << 4
+    return np.unpackbits(packed, axis=-1, bitorder="little") * np.uint8(16)
 
 
 def _q4_0(blocks: Bytes) -> Floats:
@@ -129,7 +129,7 @@ def _q4_k(blocks: Bytes) -> Floats:
 def _q5_k(blocks: Bytes) -> Floats:
     values = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
     sub_block = np.arange(8, dtype=np.uint8)[None, :, None]
-    fifth = ((blocks[:, None, 16:48] >> sub_block) & 1) << 4
+    fifth = ((blocks[:, None, 16:48] >> sub_block) & np.uint8(1)) * np.uint8(16)
     return _k_values(blocks, values | fifth)
 
 

@@ -55,13 +55,12 @@ def _gguf_tensors(header: GgufHeader, spec: ModelSpec) -> Iterator[TensorSource]
     for tensor in header.tensors:
         if tensor.name in FACTS_NOT_WEIGHTS:
             continue
-        yield TensorSource(
-            canonical_name(tensor.name, spec.architecture),
-            tensor.shape,
-            tensor.type,
-            file[tensor.offset : tensor.offset + tensor.num_bytes],
-            _row_order(header, tensor, orders),
-        )
+        name = canonical_name(tensor.name, spec.architecture)
+        stored = file[tensor.offset : tensor.offset + tensor.num_bytes]
+        order = _row_order(header, tensor, orders)
+        if order is not None and len(tensor.shape) == 1:
+            stored, order = stored.reshape(len(order), -1)[order].reshape(-1), None
+        yield TensorSource(name, tensor.shape, tensor.type, stored, order)
 
 
 def _row_order(
@@ -71,8 +70,8 @@ def _row_order(
     if not match or not orders:
         return None
     order = orders[match[1]]
-    if tensor.shape[0] != len(order):
-        message = f"{tensor.shape[0]} rows, expected {len(order)} (heads x head size)"
+    if tensor.shape[0] != len(order) or (len(tensor.shape) == 1 and tensor.type.is_quantized):
+        message = f"{tensor.shape[0]} rows of {tensor.type.name}, expected {len(order)} (heads x head size)"
         raise MalformedFile(header.path, tensor.name, None, message)
     return order
 

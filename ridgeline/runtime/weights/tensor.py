@@ -22,7 +22,7 @@ class TensorSource:
 
     `row_permutation[i]` is the stored row that holds row i (None: they are in order): llama.cpp
     interleaves the rows of q and k. `rows`, `raw_rows` and `portions` undo it; who reads `data`
-    directly must do so too. A vector `[d]` is one row.
+    directly must do so too. A vector `[d]` is one row and always in order.
     """
 
     name: str
@@ -68,8 +68,6 @@ class TensorSource:
         values = np.empty((self.num_rows, self.num_columns), dtype=np.float32)
         for start, portion in self.portions():
             values[start : start + len(portion)] = portion
-        if self.row_permutation is not None and len(self.shape) == 1:
-            values = values[:, self.row_permutation]
         return values.reshape(self.shape)
 
     def has_finite_scales(self) -> bool:
