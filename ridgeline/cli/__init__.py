@@ -1,1 +1,1 @@
-"""One file per verb: parse, build a dataclass, call."""
+"""One file per verb: parse, fill a dataclass, call. Nothing here decides anything about inference."""

@@ -185,7 +185,9 @@ def draw(path: Path, lab: Lab, result: LabResult) -> Path:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise LabError("plot: matplotlib is missing; pip install 'ridgeline[lab]', or add --no-plot") from None
+        raise LabError(
+            "plot: matplotlib is missing; pip install 'ridgeline[lab]', or add --no-plot"
+        ) from None
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     lab.plot(result, figure)
     figure.savefig(path, dpi=110, metadata={"Software": None})
