@@ -9,6 +9,8 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Arrived(NamedTuple):
+    """A request was accepted and waits."""
+
     time_s: float
     request_id: str
     num_prompt_tokens: int
@@ -24,13 +26,15 @@ class Admitted(NamedTuple):
 
 
 class Preempted(NamedTuple):
+    """It gave up its blocks and waits again; `num_computed_tokens` positions are computed anew."""
+
     time_s: float
     request_id: str
     num_computed_tokens: int
 
 
 class TokensGenerated(NamedTuple):
-    """`logprobs` is the executor's opaque payload for this row. The first of a request carries `first=True`."""
+    """`logprobs` is the executor's opaque payload for this row; `first` marks the first of a request."""
 
     time_s: float
     request_id: str
@@ -45,7 +49,7 @@ class PromptComputed(NamedTuple):
     time_s: float
     request_id: str
     start: int
-    count: int
+    count: int  # type: ignore[assignment]
     logprobs: object = None
 
 
@@ -80,6 +84,4 @@ class StepCompleted(NamedTuple):
     error: str | None = None
 
 
-Event = (
-    Arrived | Admitted | Preempted | TokensGenerated | PromptComputed | Finished | StepCompleted
-)
+Event = Arrived | Admitted | Preempted | TokensGenerated | PromptComputed | Finished | StepCompleted

@@ -39,10 +39,10 @@ class Paging:
         self._windows = [(g, group.window) for g, group in enumerate(groups) if group.window is not None]
         self._full = [g for g, group in enumerate(groups) if group.window is None]
 
-    # What fits -----------------------------------------------------------------------------------------------
+    # What fits ------------------------------------------------------------------------------------
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Most blocks that one sequence of `num_tokens` positions holds when it is computed one token a step."""
+        """Most blocks that a sequence of `num_tokens` positions holds when computed one token a step."""
         full = -(-num_tokens // self.block_size)
         total = len(self._full) * full
         for _, window in self._windows:
@@ -60,7 +60,7 @@ class Paging:
                 high = middle - 1
         return low
 
-    # Prefix hits ---------------------------------------------------------------------------------------------
+    # Prefix hits ----------------------------------------------------------------------------------
 
     def name_blocks(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
         """Names of the sequence's blocks, at least the first `num_blocks` (all of whose tokens are known)."""
@@ -121,8 +121,10 @@ class Paging:
         return max(0, position - window) // self.block_size
 
     def cost(self, hit: Hit, end: int, total: int) -> int:
-        """Available blocks that it takes to hold the hit, and to go on: to `end` positions in window groups, and
-        to `total` in full groups (those never let go, so a prompt that will not fit had better not begin).
+        """Available blocks that it takes to hold the hit and to go on.
+
+        To `end` positions in window groups, and to `total` in full groups: those never let go, so a prompt
+        that will not fit had better not begin.
         """
         reached = hit.length // self.block_size
         new = (-(-total // self.block_size) - reached) * len(self._full)
@@ -138,10 +140,11 @@ class Paging:
             return False
         name = sequence.names[index]
         return any(
-            other.settled < end and len(other.names) > index and other.names[index] == name for other in running
+            other.settled < end and len(other.names) > index and other.names[index] == name
+            for other in running
         )
 
-    # Holding -------------------------------------------------------------------------------------------------
+    # Holding --------------------------------------------------------------------------------------
 
     def adopt(self, sequence: Sequence, hit: Hit) -> None:
         """Hold the blocks of the hit; its positions count as computed."""
@@ -197,7 +200,7 @@ class Paging:
         sequence.publish_at = (last + 1) * self.block_size
 
     def release(self, sequence: Sequence) -> None:
-        """Give everything back, deepest block first: the ends of prefixes are evicted before their beginnings."""
+        """Give everything back, deepest block first: ends of prefixes are evicted before beginnings."""
         for table in sequence.tables:
             for block in reversed(table):
                 if block != NO_BLOCK:

@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
     request_id: str
     start: int
-    count: int
+    count: int  # type: ignore[assignment]
     blocks: tuple[tuple[int, ...], ...]
     num_samples: int
 

@@ -68,6 +68,6 @@ FCFS = Policy("fcfs", _by_arrival, _last, _never)
 """First come, first served; the last to come yields."""
 
 PRIORITY = Policy("priority", _by_priority, _last, _to_more_urgent)
-"""Smaller `priority` first, then first come; the least urgent yields, also to one that waits (no inversion)."""
+"""Smaller `priority` first, then first come; the least urgent yields, also to one who waits."""
 
 POLICIES = {policy.name: policy for policy in (FCFS, PRIORITY)}

@@ -20,7 +20,9 @@ def root_name(salt: bytes) -> bytes:
     return sha256(b"prefix root\0" + salt).digest()
 
 
-def extend_names(names: list[bytes], root: bytes, tokens: Sequence[int], block_size: int, num_blocks: int) -> None:
+def extend_names(
+    names: list[bytes], root: bytes, tokens: Sequence[int], block_size: int, num_blocks: int
+) -> None:
     """Append to `names` until it names the first `num_blocks` full blocks of `tokens`, in place."""
     parent = names[-1] if names else root
     for index in range(len(names), num_blocks):

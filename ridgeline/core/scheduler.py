@@ -38,7 +38,9 @@ from ridgeline.core.sequence import Move, Sequence, Status
 
 MAX_PLANS_IN_FLIGHT = 2
 
-_new = tuple.__new__  # builds a NamedTuple without its Python-level constructor: half the time, and there are many
+_new = (
+    tuple.__new__
+)  # builds a NamedTuple without its Python-level constructor: half the time, and there are many
 
 
 class SchedulerStats(NamedTuple):
@@ -95,11 +97,11 @@ class Scheduler:
         self._num_arrived = self._step = 0
         self._num_preemptions = self._num_asked = self._num_hit = 0
 
-    # What callers may know -----------------------------------------------------------------------------------
+    # What callers may know ------------------------------------------------------------------------
 
     @property
     def context_limit(self) -> int:
-        """Most tokens of one request, prompt and generated: `max_model_len`, or less if the pool holds less."""
+        """Most tokens of one request, prompt and generated: `max_model_len`, or what the pool holds."""
         return min(self.config.max_model_len, self._pool_limit)
 
     @property
@@ -134,7 +136,23 @@ class Scheduler:
             self._num_hit,
         )
 
-    # Requests come and go ------------------------------------------------------------------------------------
+    def block_tables(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Tables of every request that holds blocks, per cache group, for checks and explanations."""
+        return [sequence.blocks for sequence in (*self._running, *self._departing.values())]
+
+    def block_references(self) -> tuple[int, ...]:
+        """How many requests hold each block, `[num_blocks]`."""
+        return self._paging.pool.references()
+
+    def block_tables(self) -> list[tuple[tuple[int, ...], ...]]:
+        """Tables of every request that holds blocks, per cache group, for checks and explanations."""
+        return [sequence.blocks for sequence in (*self._running, *self._departing.values())]
+
+    def block_references(self) -> tuple[int, ...]:
+        """How many requests hold each block, `[num_blocks]`."""
+        return self._paging.pool.references()
+
+    # Requests come and go -------------------------------------------------------------------------
 
     def add(self, request: Request, now: float) -> list[Event]:
         """Queue a request.
@@ -163,14 +181,15 @@ class Scheduler:
         if num_prompt >= self.config.max_model_len:
             limit = self.config.max_model_len
             raise RequestRejected(
-                "prompt", f"{num_prompt} tokens leave no room to generate: the context limit is {limit} tokens"
+                "prompt",
+                f"{num_prompt} tokens leave no room to generate: the context limit is {limit} tokens",
             )
         if num_prompt >= self._pool_limit:
             size = self.config.num_blocks
             raise RequestRejected(
                 "prompt",
-                f"{num_prompt} tokens never fit into the KV cache: its {size} blocks of {self.config.block_size} "
-                f"tokens hold {self._pool_limit - 1} positions of one request",
+                f"{num_prompt} tokens never fit into the KV cache: its {size} blocks of "
+                f"{self.config.block_size} tokens hold {self._pool_limit - 1} positions of one request",
             )
 
     def abort(self, request_id: str, now: float, reason: FinishReason = "abort") -> list[Event]:
@@ -182,10 +201,21 @@ class Scheduler:
         self._finish(sequence, reason, now, events)
         return events
 
-    # Planning ------------------------------------------------------------------------------------------------
+    def preempt(self, request_id: str, now: float) -> bool:
+        """Make a running request give up its blocks and wait again, as running out of blocks would.
+
+        Its event is among those of the next plan. False when no such request runs.
+        """
+        sequence = self._sequences.get(request_id)
+        if sequence is None or sequence.status is not Status.RUNNING:
+            return False
+        self._preempt(sequence, now)
+        return True
+
+    # Planning -------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None when there is nothing to compute (or nothing until a plan in flight is applied).
+        """The next step, or None when nothing can be computed (now, or before a plan in flight is applied).
 
         Raises:
             IllegalMove: two plans are in flight already.
@@ -253,7 +283,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, end: int, now: float) -> int:
         """Get blocks for `end` positions, preempting if need be.
 
-        Returns the end that there is room for, which is less for one alone in the pool, and 0 for none in this step.
+        Returns the end that there is room for: less for one alone in the pool, 0 for none in this step.
         """
         while not self._paging.grow(sequence, end):
             if self._departing:
@@ -320,7 +350,7 @@ class Scheduler:
         return budget
 
     def _fitting_end(self, sequence: Sequence, hit: Hit, budget: int) -> int:
-        """Where its first chunk ends; 0 when there are too few blocks. One alone may begin with a smaller chunk."""
+        """Where its first chunk ends; 0 when blocks are short. One alone may begin with a smaller chunk."""
         available = self._paging.pool.num_available
         count = min(sequence.known - hit.length, budget)
         while count and self._paging.cost(hit, hit.length + count, sequence.known) > available:
@@ -340,7 +370,7 @@ class Scheduler:
         self._events.append(Admitted(now, sequence.id, hit.length, resumed))
         return Admission(sequence.request, tuple(sequence.tokens[sequence.num_prompt :]))
 
-    # Applying ------------------------------------------------------------------------------------------------
+    # Applying -------------------------------------------------------------------------------------
 
     def apply(self, plan: StepPlan, result: StepResult, now: float) -> list[Event]:
         """Absorb the result of the oldest plan in flight.
@@ -364,8 +394,9 @@ class Scheduler:
         pool = self._paging.pool
         events.append(
             StepCompleted(
-                now, plan.step, result.seconds, len(plan.rows), plan.num_tokens, flight.num_prefill_tokens,
-                len(self._running), len(self._waiting), pool.num_free, pool.num_cached, pool.num_blocks, error,
+                now, plan.step, result.seconds, len(plan.rows), plan.num_tokens,
+                flight.num_prefill_tokens, len(self._running), len(self._waiting),
+                pool.num_free, pool.num_cached, pool.num_blocks, error,
             )
         )  # fmt: skip
         return events
@@ -374,7 +405,9 @@ class Scheduler:
         rows = flight.plan.rows
         payloads = result.logprobs if result.logprobs is not None else (None,) * len(rows)
         add_event, new, running = events.append, _new, Status.RUNNING
-        for row, sequence, sampled, payload in zip(rows, flight.sequences, result.tokens, payloads, strict=True):
+        for row, sequence, sampled, payload in zip(
+            rows, flight.sequences, result.tokens, payloads, strict=True
+        ):
             _, start, count, _, num_samples = row
             sequence.settled = end = start + count
             if sequence.status is not running:
@@ -391,15 +424,23 @@ class Scheduler:
             elif num_samples:
                 token = sampled[0]
                 tokens = sequence.tokens
-                add_event(new(TokensGenerated, (now, sequence.id, sampled, len(tokens) == num_prompt, payload)))
+                add_event(
+                    new(TokensGenerated, (now, sequence.id, sampled, len(tokens) == num_prompt, payload))
+                )
                 tokens.append(token)
                 if token in sequence.stops or len(tokens) >= sequence.max_len:
                     self._finish_if_done(sequence, token, now, events)
 
     def _apply_departing(
-        self, sequence: Sequence, row: Row, sampled: tuple[int, ...], payload: object, now: float, events: list[Event]
+        self,
+        sequence: Sequence,
+        row: Row,
+        sampled: tuple[int, ...],
+        payload: object,
+        now: float,
+        events: list[Event],
     ) -> None:
-        """A row of a request that finished or was preempted meanwhile. Only what was preempted wants its result."""
+        """A row of a request that finished or was preempted meanwhile; only the latter wants its result."""
         if sequence.status is Status.PREEMPTED:
             if sequence.settled >= sequence.publish_at:
                 self._paging.publish(sequence)
@@ -428,7 +469,7 @@ class Scheduler:
         elif len(sequence.tokens) >= sequence.max_len:
             self._finish(sequence, "length", now, events)
 
-    # Leaving the running set ---------------------------------------------------------------------------------
+    # Leaving the running set ----------------------------------------------------------------------
 
     def _preempt(self, sequence: Sequence, now: float) -> None:
         sequence.move(Move.PREEMPT)
@@ -463,7 +504,7 @@ class Scheduler:
         )  # fmt: skip
 
     def _take_events(self, request_id: str) -> list[Event]:
-        """Events of plans in flight that concern a request which is finishing: nothing may follow its last one."""
+        """Events of a finishing request that plans in flight still hold: nothing may follow its last."""
         taken: list[Event] = []
         for pending in (*(flight.events for flight in self._flights), self._events):
             mine = [event for event in pending if getattr(event, "request_id", None) == request_id]

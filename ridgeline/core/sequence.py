@@ -39,18 +39,18 @@ TRANSITIONS: dict[tuple[Status, Move], Status] = {
 class Sequence:
     """Mutable state of one request; only the scheduler and its paging write to it.
 
-        tokens    |prompt ........|generated ....|             values, all that are known
-        known     |-------------------------------->|          positions with a token, in-flight samples included
-        computed  |------------------------------>|            positions that some plan has computed
-        settled   |--------------------------->|               positions whose plan has been applied
+        tokens    |prompt ........|generated ....|      values, all that are known
+        known     |-------------------------------->|   positions with a token, samples in flight included
+        computed  |------------------------------>|     positions that some plan has computed
+        settled   |--------------------------->|        positions whose plan has been applied
 
     There are no phases: a row takes `computed` towards `known`. `settled < computed` means in flight.
     """
 
     __slots__ = (
-        "arrival", "blocks", "computed", "id", "known", "max_len", "min_len", "names", "num_cached", "num_preemptions",
-        "num_prompt", "publish_at", "rank", "request", "room", "root", "settled", "slid", "status", "stops", "tables",
-        "tokens", "was_admitted",
+        "arrival", "blocks", "computed", "id", "known", "max_len", "min_len", "names", "num_cached",
+        "num_preemptions", "num_prompt", "publish_at", "rank", "request", "room", "root", "settled", "slid",
+        "status", "stops", "tables", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: Request, arrival: int, max_len: int, root: bytes, num_groups: int) -> None:
@@ -73,7 +73,6 @@ class Sequence:
         self.names: list[bytes] = []
         self.num_cached = 0
         self.num_preemptions = 0
-        self.was_admitted = False
         self.clear_blocks(num_groups)
 
     def clear_blocks(self, num_groups: int) -> None:

@@ -61,7 +61,7 @@ class Engine:
         return self.scheduler.abort(request_id, now, reason)
 
     def step(self) -> list[Event]:
-        """Plan, execute, apply. With overlap the events are those of the step before; there may be none yet."""
+        """Plan, execute, apply. With overlap the events are those of the step before, if any."""
         submitted = self._submit()
         if not self._in_flight or (self.overlap and submitted and len(self._in_flight) == 1):
             return []

@@ -4,7 +4,7 @@ A recording replays (contract 3: the same calls give the same plans) and calibra
 seconds are what a cost model is fitted to). What `Request.sampling` and the logprobs held is not kept:
 neither can change a plan.
 
-    {"kind": "begin", "format": 1, "config": {...}, "windows": [null, 512], "policy": "fcfs", "overlap": false}
+    {"kind": "begin", "format": 1, "config": {...}, "windows": [null], "policy": "fcfs", "overlap": false}
     {"kind": "add", "t": 0.1, "id": "a", "prompt": [1, 2], "max_tokens": 5, ...}
     {"kind": "step", "t": 0.1}
     {"kind": "plan", "t": 0.1, "step": 0, "rows": [["a", 0, 2, [[0]], 1]], "admitted": [["a", []]], ...}
@@ -35,11 +35,15 @@ class MalformedRecording(ValueError):
 
 
 class Added(NamedTuple):
+    """`Engine.add` accepted a request."""
+
     time_s: float
     request: Request
 
 
 class Aborted(NamedTuple):
+    """`Engine.abort` was called."""
+
     time_s: float
     request_id: str
     reason: FinishReason
@@ -52,11 +56,15 @@ class Stepped(NamedTuple):
 
 
 class Planned(NamedTuple):
+    """A plan was submitted."""
+
     time_s: float
     plan: StepPlan
 
 
 class Collected(NamedTuple):
+    """A result came back."""
+
     time_s: float
     result: StepResult
 
@@ -93,7 +101,9 @@ class Recorder:
         self._owns_file = isinstance(target, (str, Path))
         self._file: IO[str] = open(target, "w") if isinstance(target, (str, Path)) else target  # noqa: SIM115
 
-    def begin(self, config: SchedulerConfig, groups: tuple[CacheGroup, ...], policy: str, overlap: bool) -> None:
+    def begin(
+        self, config: SchedulerConfig, groups: tuple[CacheGroup, ...], policy: str, overlap: bool
+    ) -> None:
         """The first line: what the scheduler was."""
         windows = [group.window for group in groups]
         self._write(
@@ -166,7 +176,7 @@ def read_recording(source: Path | str | IO[str]) -> Recording:
         config = SchedulerConfig(**head["config"])
         entries: list[Entry] = []
         live: dict[str, Request] = {}
-        for number, line in lines:
+        for number, line in lines:  # noqa: B007 (the error message reads it)
             entries.append(_entry(json.loads(line), live))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise MalformedRecording(f"line {number}: {type(error).__name__}: {error}") from error

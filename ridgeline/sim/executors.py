@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
 
-from ridgeline.core.plan import StepPlan, StepResult
+from ridgeline.core.plan import Row, StepPlan, StepResult
 from ridgeline.engine.recording import Collected, Recording
 from ridgeline.sim.virtual_clock import VirtualClock
 
@@ -50,7 +50,11 @@ class SimulatedExecutor:
     """
 
     def __init__(
-        self, clock: VirtualClock, duration: DurationFn, token: TokenFn | None = None, fault: FaultFn = no_fault
+        self,
+        clock: VirtualClock,
+        duration: DurationFn,
+        token: TokenFn | None = None,
+        fault: FaultFn = no_fault,
     ) -> None:
         self._clock = clock
         self._duration = duration
@@ -67,15 +71,15 @@ class SimulatedExecutor:
         for admission in plan.admitted:
             self._prompts[admission.request.id] = prompt_hash(admission.request.prompt)
         seconds = self._duration(plan)
-        tokens = tuple(
-            tuple(
-                self._token(self._prompts[row.request_id], row.start + row.count + i) for i in range(row.num_samples)
-            )
-            for row in plan.rows
-        )
+        tokens = tuple(self._sampled(row) for row in plan.rows)
         self._busy_until = max(self._busy_until, self._clock.now()) + seconds
         result = StepResult(plan.step, tokens, seconds, error=self._fault(plan))
         self._queue.append((self._busy_until, result))
+
+    def _sampled(self, row: Row) -> tuple[int, ...]:
+        end = row.start + row.count
+        prompt = self._prompts[row.request_id]
+        return tuple(self._token(prompt, end + i) for i in range(row.num_samples))
 
     def collect(self) -> StepResult:
         """The oldest result; the clock moves to the moment at which it was ready."""
