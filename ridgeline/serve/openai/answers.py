@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring as quoted
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,13 @@ async def submit(
     request: SamplingFields,
     answer_id: str,
     *,
-    prompt_field: str,
     add_special_tokens: bool,
+    names: Mapping[str, str] | None = None,
 ) -> list[Generation]:
-    """Enqueue every prompt, or none: when one is refused the others are aborted and ApiError is raised."""
+    """Enqueue every prompt, or none: when one is refused the others are aborted and ApiError is raised.
+
+    `names` says what the engine's parameters are called in this request, where they differ.
+    """
     generations: list[Generation] = []
     try:
         for i, prompt in enumerate(prompts):
@@ -52,18 +55,19 @@ async def submit(
         await close_all(generations)
         if not isinstance(error, Exception):
             raise
-        answer = from_engine(error)
-        if answer.param == "prompt" and prompt_field != "prompt":
-            answer = ApiError(
-                answer.status,
-                answer.message.replace("prompt", prompt_field, 1),
-                param=prompt_field,
-                code=answer.code,
-            )
+        answer = _renamed(from_engine(error), names or {})
         if answer.status == 500:
             logger.exception("a request failed")
         raise answer from error
     return generations
+
+
+def _renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    name = names.get(error.param or "")
+    if name is None:
+        return error
+    message = error.message.removeprefix(f"{error.param}: ")
+    return ApiError(error.status, f"{name}: {message}", param=name, code=error.code, headers=error.headers)
 
 
 async def close_all(generations: Sequence[Generation]) -> None:

@@ -49,9 +49,7 @@ async def completions(service: Service, http: Request) -> Response:
             "n", f"prompts x n is at most {limit}, got {len(prompts)} x {params.n}", "invalid_value"
         )
     answer_id = "cmpl-" + uuid.uuid4().hex
-    generations = await submit(
-        engine, prompts, params, request, answer_id, prompt_field="prompt", add_special_tokens=True
-    )
+    generations = await submit(engine, prompts, params, request, answer_id, add_special_tokens=True)
     echoes = [Echo(engine, prompt, generation) for prompt, generation in zip(prompts, generations)]
     # echo with logprobs asks the engine for prompt logprobs; only `prompt_logprobs` itself shows them apart
     answer = CompletionAnswer(
