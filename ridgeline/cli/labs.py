@@ -22,7 +22,8 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +37,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ridgeline.engine.llm import LLM
+    from ridgeline.engine.sampling_params import SamplingParams
+
+LAB_KV_BYTES = 256 << 20
+"""The KV cache of a lab's engine: some 11,000 tokens of the default model."""
+
+_TEXT = (
+    "A ridge line is where two slopes meet. Below it, on one side, a machine waits for its memory; on "
+    "the other it is busy with arithmetic. Every program that runs on that machine stands somewhere on "
+    "the slopes, and whoever wants to make it faster should first find out where. A language model "
+    "walks along the ridge: it reads a question with all its arithmetic at once, then writes the answer "
+    "one word after another, each time fetching everything it knows. Serving many people at the same "
+    "time moves it towards the ridge again, because what was fetched once is used for all of them. "
+)
 
 _PREFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "b": 1e9}
 
@@ -71,9 +85,14 @@ class LabContext:
     model: str | None = None
 
     def llm(self, **options: Any) -> LLM:
-        """The real engine, offline and synchronous, on the lab's model; close it or use `with`."""
+        """The real engine, offline and synchronous, on the lab's model; close it or use `with`.
+
+        Its cache is small (`LAB_KV_BYTES`) unless `options` say otherwise.
+        """
         from ridgeline.engine.llm import LLM
 
+        if "num_blocks" not in options:
+            options.setdefault("kv_memory_bytes", LAB_KV_BYTES)
         return LLM(self.model, **options)
 
 
@@ -111,6 +130,26 @@ class Lab:
     run: Callable[[LabContext], LabResult]
     plot: Callable[[LabResult, Figure], None]
     exercises: tuple[Exercise, ...]
+
+
+def token_times(
+    llm: LLM, prompt: str | Sequence[int], params: SamplingParams
+) -> tuple[list[float], list[int]]:
+    """Generate one completion: seconds from its start to each of its tokens, and the tokens."""
+    times: list[float] = []
+    token_ids: list[int] = []
+    start = time.perf_counter()
+    for delta in llm.stream(prompt, params):
+        times += [time.perf_counter() - start] * len(delta.token_ids)
+        token_ids += delta.token_ids
+    return times, token_ids
+
+
+def text_tokens(llm: LLM, num_tokens: int, offset: int = 0) -> list[int]:
+    """`num_tokens` ids of plain English; texts of different `offset` share no prefix."""
+    token_ids = llm.tokenizer.encode(_TEXT, False)
+    shifted = token_ids[offset % len(token_ids) :] + token_ids[: offset % len(token_ids)]
+    return (shifted * (num_tokens // len(shifted) + 1))[:num_tokens]
 
 
 def read_number(text: str) -> float:
