@@ -81,11 +81,11 @@ def read_safetensors_header(path: str | Path) -> SafetensorsHeader:
 def _tensor(path: str | Path, name: str, entry: Any, data_offset: int, size: int) -> SafetensorsTensor:
     if not isinstance(entry, dict):
         raise MalformedFile(path, name, 8, "expected an object with dtype, shape and data_offsets")
-    dtype = entry.get("dtype")
+    dtype = str(entry.get("dtype"))[:40]
     if dtype in _OTHER_DTYPES:
         raise UnsupportedFeature(f"dtype of tensor {name}", dtype, f"read are {', '.join(DTYPES)}")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise MalformedFile(path, f"{name} dtype", 8, f"{str(dtype)[:40]!r} is unknown")
+    if dtype not in DTYPES:
+        raise MalformedFile(path, f"{name} dtype", 8, f"{dtype!r} is unknown")
     shape = _integers(path, f"{name} shape", entry.get("shape"), MAX_DIMS, MAX_DIM)
     offsets = _integers(path, f"{name} data_offsets", entry.get("data_offsets"), 2, 1 << 62)
     num_bytes = prod(shape) * DTYPES[dtype].type_size
