@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -211,7 +211,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             items = list(value)
             if len(items) * (len(str(d)) + 1) > self.budget.chars:
                 self.budget.refuse_size()
-            return join(context, items, str(d), attribute)
+            return self.budget.check_size(join(context, items, str(d), attribute))
 
         checked.__dict__.update(join.__dict__)
         return checked
@@ -220,7 +220,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         text, old, new = (str(self.budget.check_size(value)) for value in (text, old, new))
         self.budget.spend()
         _check_replace(self.budget, text, old, new)
-        return text.replace(old, new, -1 if count is None else count)
+        return str(text.replace(old, new, -1 if count is None else count))
 
     def _joined(self, parts: list[Any]) -> str:
         self.budget.spend()
@@ -276,7 +276,7 @@ class _Counted:
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; transparent here."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         """The body."""
