@@ -134,7 +134,8 @@ class Slots:
     def _logit_rows(self, rows: Sequence[Row], row_starts: Int32Array) -> Int32Array:
         ends = row_starts[1:] - 1
         if not any(occupant.params.prompt_logprobs is not None for occupant in self._occupants.values()):
-            return ends[np.array([row.num_samples > 0 for row in rows], bool)]
+            sampling: Int32Array = ends[np.array([row.num_samples > 0 for row in rows], bool)]
+            return sampling
         wanted = np.zeros(int(row_starts[-1]), bool)
         for i, row in enumerate(rows):
             if self.wants_prompt_logprobs(row):

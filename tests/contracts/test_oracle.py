@@ -1,4 +1,4 @@
-"""Contract 4: for every pair of features the engine's tokens are those of the naive recompute, one for one."""
+"""Contract 4: for every pair of features, token for token, the engine equals the naive generation."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from functools import cache
 
 import pytest
 
+from ridgeline.runtime.reference.backend import ReferenceBackend
 from tests.contracts.oracle import IMPOSSIBLE, PAIRS, SINGLES, Subject, run_case
 from tests.references import tiny
-from tests.runtime.tiny_models import load_tiny, reference_backend
+from tests.runtime.tiny_models import load_tiny
 
 CASES = [pair for pair in PAIRS if pair not in IMPOSSIBLE]
 
 
 @cache
 def tiny_subject(name: str, kv_bf16: bool) -> Subject:
-    model = load_tiny(name, num_blocks=256, backend=reference_backend(kv_bf16))
+    model = load_tiny(name, num_blocks=256, backend=ReferenceBackend(kv_bf16=kv_bf16))
     return Subject(model.model, model.backend, model.layout, model.num_blocks, model.spec.vocab_size)
 
 

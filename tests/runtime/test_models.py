@@ -9,8 +9,9 @@ import pytest
 
 from ridgeline.facts.config_json import model_spec_from_config
 from ridgeline.runtime.models import CheckpointMismatch, load_model
+from ridgeline.runtime.reference.backend import ReferenceBackend
 from tests.references import tiny
-from tests.runtime.tiny_models import InMemoryStream, load_tiny, reference_backend
+from tests.runtime.tiny_models import load_tiny, stream_of
 
 REFERENCES = np.load(Path(__file__).parent.parent / "references" / "tiny.npz")
 EVERY = 3  # the reference keeps every third position
@@ -64,10 +65,10 @@ def test_a_tied_head_may_be_stored_twice() -> None:
     config = tiny.CONFIGS["llama3"]
     arrays = tiny.tensors(config)
     arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
-    load_model(model_spec_from_config(config, "twice"), InMemoryStream(arrays), reference_backend())
+    load_model(model_spec_from_config(config, "twice"), stream_of(arrays), ReferenceBackend())
 
 
 def _load(arrays: dict[str, np.ndarray]) -> None:
     load_model(
-        model_spec_from_config(tiny.CONFIGS["llama"], "tiny"), InMemoryStream(arrays), reference_backend()
+        model_spec_from_config(tiny.CONFIGS["llama"], "tiny"), stream_of(arrays), ReferenceBackend()
     )

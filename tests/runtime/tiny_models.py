@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ridgeline.facts.config_json import model_spec_from_config
+from ridgeline.facts.ggml import GgmlType
 from ridgeline.facts.kv_layout import KvLayout, kv_layout
 from ridgeline.facts.model_spec import ModelSpec
 from ridgeline.runtime.backend import Backend, Model
 from ridgeline.runtime.batch import Batch
 from ridgeline.runtime.models import load_model
 from ridgeline.runtime.reference.backend import ReferenceBackend
+from ridgeline.runtime.weights import TensorSource, TensorStream
 from tests.references import tiny
 
 
-@dataclass
-class InMemory:
-    """A checkpoint tensor that is a float32 array already."""
-
-    name: str
-    values: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-
-class InMemoryStream:
-    """Implements `runtime.models.TensorStream` over a dictionary."""
-
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self._sources = {name: InMemory(name, values) for name, values in arrays.items()}
-
-    def take(self, name: str) -> Any:
-        return self._sources.pop(name)
-
-    def remaining(self) -> tuple[str, ...]:
-        return tuple(self._sources)
+def stream_of(arrays: dict[str, np.ndarray]) -> TensorStream:
+    """A checkpoint in memory."""
+    return TensorStream(
+        "memory",
+        (
+            TensorSource(name, values.shape, GgmlType.F32, values.reshape(-1).view(np.uint8))
+            for name, values in arrays.items()
+        ),
+    )
 
 
 @dataclass
@@ -74,18 +61,14 @@ class TinyModel:
         return np.concatenate(out)
 
 
-def reference_backend(kv_bf16: bool = False) -> ReferenceBackend:
-    return ReferenceBackend(lambda source: np.array(source.values), kv_bf16=kv_bf16)  # type: ignore[attr-defined]
-
-
 def load_tiny(
     name: str, *, block_size: int = 8, num_blocks: int = 256, backend: Backend | None = None
 ) -> TinyModel:
     """The tiny model `name` of tests/references/tiny.py, on the reference backend unless another is given."""
     config = tiny.CONFIGS[name]
     spec = model_spec_from_config(config, name)
-    backend = backend or reference_backend()
-    model = load_model(spec, InMemoryStream(tiny.tensors(config)), backend)
+    backend = backend or ReferenceBackend()
+    model = load_model(spec, stream_of(tiny.tensors(config)), backend)
     layout = kv_layout(spec, block_size, 4)
     backend.allocate_kv(layout, num_blocks)
     return TinyModel(spec, model, backend, layout, num_blocks)

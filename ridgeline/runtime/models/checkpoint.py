@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Protocol
 
+from ridgeline.engine.errors import UnsupportedModel
 from ridgeline.runtime.ops import Weight
 
 if TYPE_CHECKING:
@@ -13,8 +15,11 @@ if TYPE_CHECKING:
 
 SHOWN_NAMES = 5
 
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
 
-class CheckpointMismatch(ValueError):
+
+class CheckpointMismatch(UnsupportedModel):
     """The checkpoint does not hold exactly the tensors of its architecture."""
 
 
@@ -25,6 +30,11 @@ class TensorStream(Protocol):
         """Raises KeyError when it is not there (any more)."""
         ...
 
+    @property
+    def num_bytes(self) -> int:
+        """Stored bytes of the tensors not taken yet."""
+        ...
+
     def remaining(self) -> tuple[str, ...]:
         """Names not taken yet."""
         ...
@@ -33,14 +43,19 @@ class TensorStream(Protocol):
 class Checkpoint:
     """Hands tensors to the backend by module: `at("model.layers.0").vector("input_layernorm", d)`."""
 
-    def __init__(self, stream: TensorStream, backend: Backend, prefix: str = "") -> None:
+    def __init__(self, stream: TensorStream, backend: Backend, progress: Progress | None = None) -> None:
         self.backend = backend
         self._stream = stream
-        self._prefix = prefix
+        self._progress = progress
+        self._num_bytes = stream.num_bytes
+        self._taken_bytes = [0]  # one count for all views of the checkpoint
+        self._prefix = ""
 
     def at(self, module: str) -> Checkpoint:
         """The same checkpoint, seen from below `module`."""
-        return Checkpoint(self._stream, self.backend, f"{self._prefix}{module}.")
+        below = copy(self)
+        below._prefix = f"{self._prefix}{module}."
+        return below
 
     def linear(
         self, kind: LinearKind, modules: Mapping[str, int], columns: int, bias: bool = False
@@ -60,6 +75,7 @@ class Checkpoint:
 
     def finish(self, *, tied_embeddings: bool = False) -> None:
         """Raise CheckpointMismatch if anything is left. A tied head may be stored twice; it counts once."""
+        self._report(0)
         left = [n for n in self._stream.remaining() if not (tied_embeddings and n == "lm_head.weight")]
         if left:
             shown = ", ".join(left[:SHOWN_NAMES])
@@ -72,6 +88,12 @@ class Checkpoint:
             source = self._stream.take(name)
         except KeyError:
             raise CheckpointMismatch(f"tensor {name} is missing from the checkpoint") from None
+        self._report(source.data.nbytes)
         if tuple(source.shape) != shape:
             raise CheckpointMismatch(f"tensor {name} has shape {list(source.shape)}, expected {list(shape)}")
         return source
+
+    def _report(self, num_bytes: int) -> None:
+        if self._progress is not None:
+            self._progress(self._taken_bytes[0], self._num_bytes)
+        self._taken_bytes[0] += num_bytes

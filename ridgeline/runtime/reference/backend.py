@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,27 +22,26 @@ Array = npt.NDArray[np.float32]
 
 
 class ReferenceBackend:
-    """Implements `runtime.backend.Backend`. `to_float32` reads a tensor of any type as float32."""
+    """Implements `runtime.backend.Backend`. `kv_bf16`: keys and values are rounded to bfloat16."""
 
-    def __init__(self, to_float32: Callable[[TensorSource], Array], *, kv_bf16: bool = False) -> None:
-        self._to_float32 = to_float32
+    def __init__(self, *, kv_bf16: bool = False) -> None:
         self._kv_bf16 = kv_bf16
         self._cache: KvCache | None = None
 
     def linear(
         self, parts: Sequence[TensorSource], bias: Sequence[TensorSource] | None, kind: LinearKind
     ) -> Matrix:
-        values = np.concatenate([self._to_float32(part) for part in parts])
-        return Matrix(values, None if bias is None else np.concatenate([self._to_float32(b) for b in bias]))
+        values = np.concatenate([part.float32() for part in parts])
+        return Matrix(values, None if bias is None else np.concatenate([part.float32() for part in bias]))
 
     def embedding(self, source: TensorSource) -> Matrix:
-        return Matrix(self._to_float32(source))
+        return Matrix(source.float32())
 
     def tied_head(self, embedding: Matrix) -> Matrix:
         return embedding
 
     def vector(self, source: TensorSource, offset: float = 0.0) -> Array:
-        return self._to_float32(source) + np.float32(offset)
+        return source.float32() + np.float32(offset)
 
     def allocate_kv(self, layout: KvLayout, num_blocks: int) -> None:
         self._cache = KvCache(layout, num_blocks, bf16=self._kv_bf16)

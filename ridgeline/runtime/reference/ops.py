@@ -44,7 +44,8 @@ class ReferenceOps:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         groups = x.reshape(len(x), x.shape[1] // len(weight), len(weight))
         mean_square = np.mean(np.square(groups), axis=-1, keepdims=True)
-        return (groups / np.sqrt(mean_square + np.float32(eps)) * weight).reshape(x.shape)
+        normal: Array = groups / np.sqrt(mean_square + np.float32(eps)) * weight
+        return normal.reshape(x.shape)
 
     def linear(self, x: Array, weight: Matrix) -> Array:
         """Tiles of TILE_ROWS rows: `[16, in] @ [in, out]` whatever the number of tokens."""
@@ -96,32 +97,25 @@ class ReferenceOps:
         tokens, kv_heads, group, head_dim = queries.shape
         padded = np.zeros((QUERY_TILE, kv_heads, group, head_dim), np.float32)
         padded[:tokens] = queries
-        padded = padded.transpose(1, 0, 2, 3).reshape(kv_heads, QUERY_TILE * group, head_dim)
-        query_at = np.repeat(position + np.arange(QUERY_TILE), group)[:, None]
+        tile = padded.transpose(1, 0, 2, 3).reshape(kv_heads, QUERY_TILE * group, head_dim)
+        query_at = np.repeat(position + np.arange(QUERY_TILE), group)
         oldest = 0 if spec.window is None else max(0, position - spec.window + 1)
         maximum = np.full((kv_heads, QUERY_TILE * group, 1), NOTHING, np.float32)
         total = np.zeros_like(maximum)
-        weighted = np.zeros_like(padded)
+        weighted = np.zeros_like(tile)
         for start in range(oldest // KEY_TILE * KEY_TILE, position + tokens, KEY_TILE):
             keys, values = self.cache.read(self.batch, row, spec.layer, start, KEY_TILE)
-            scores = padded @ keys.transpose(1, 2, 0)
-            if spec.softcap is not None:
-                scores = np.float32(spec.softcap) * np.tanh(scores / np.float32(spec.softcap))
-            key_at = start + np.arange(KEY_TILE)
-            visible = key_at <= query_at
-            if spec.window is not None:
-                visible &= key_at > query_at - spec.window
-            scores = np.where(visible, scores, np.float32(-np.inf))
+            scores = softcapped(tile @ keys.transpose(1, 2, 0), spec.softcap)
+            seen = visible(query_at, start + np.arange(KEY_TILE), spec.window)
+            scores = np.where(seen, scores, np.float32(-np.inf))
             new_maximum = np.maximum(maximum, scores.max(axis=-1, keepdims=True))
-            shrink = np.exp(maximum - new_maximum)
-            shares = np.exp(scores - new_maximum)
+            shrink, shares = np.exp(maximum - new_maximum), np.exp(scores - new_maximum)
             total = total * shrink + shares.sum(axis=-1, keepdims=True)
             weighted = weighted * shrink + shares @ values.transpose(1, 0, 2)
             maximum = new_maximum
-        # Padding tokens may see nothing where a window ends before them: their total is 0 and is cut off.
-        attended = weighted / np.maximum(total, np.float32(1e-30))
-        attended = attended.reshape(kv_heads, QUERY_TILE, group, head_dim).transpose(1, 0, 2, 3)
-        return attended[:tokens]
+        # A padding token may see nothing, beyond a window's end: its total is 0, and it is cut off.
+        attended: Array = weighted / np.maximum(total, np.float32(1e-30))
+        return attended.reshape(kv_heads, QUERY_TILE, group, head_dim).transpose(1, 0, 2, 3)[:tokens]
 
     def gated_mlp(self, x: Array, gate_up: Matrix, down: Matrix, activation: Activation) -> Array:
         gate, up = (np.ascontiguousarray(half) for half in np.split(self.linear(x, gate_up), 2, axis=1))
@@ -131,20 +125,35 @@ class ReferenceOps:
         return x[self.batch.logit_rows]
 
     def logits(self, x: Array, head: Matrix, softcap: float | None = None) -> Array:
-        out = self.linear(x, head)
-        return out if softcap is None else np.float32(softcap) * np.tanh(out / np.float32(softcap))
+        return softcapped(self.linear(x, head), softcap)
+
+
+def visible(
+    query_at: npt.NDArray[np.int64], key_at: npt.NDArray[np.int64], window: int | None
+) -> npt.NDArray[np.bool_]:
+    """Which keys each query sees, `[queries, keys]`: up to itself, and of those the last `window`."""
+    ahead = query_at[:, None] - key_at
+    seen: npt.NDArray[np.bool_] = ahead >= 0 if window is None else (ahead >= 0) & (ahead < window)
+    return seen
+
+
+def softcapped(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap), or x where there is no cap."""
+    if cap is None:
+        return x
+    return (np.float32(cap) * np.tanh(x / np.float32(cap))).astype(np.float32, copy=False)
 
 
 def silu(x: Array) -> Array:
     """x * sigmoid(x); exp may overflow to inf, which gives the right 0."""
     with np.errstate(over="ignore"):
-        return x / (np.float32(1) + np.exp(-x))
+        return (x / (np.float32(1) + np.exp(-x))).astype(np.float32, copy=False)
 
 
 def gelu_tanh(x: Array) -> Array:
     """The tanh approximation of GELU (Hendrycks & Gimpel 2016)."""
     inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    return (np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))).astype(np.float32, copy=False)
 
 
 ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
