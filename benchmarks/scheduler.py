@@ -2,10 +2,10 @@
 
     python benchmarks/scheduler.py [--requests 256] [--steps 400] [--repeats 7] [--json]
 
-Recipe: that many requests with distinct 128-token prompts are brought to decoding; then `plan` + `apply`
-are timed step by step, with results that cost nothing. A repeat is a fresh scheduler, and its figure the median of
-its steps; reported is the best repeat (other work on the machine only ever makes it slower) and the median of
-the repeats.
+Recipe: that many requests with distinct 128-token prompts are brought to decoding; then `plan` and
+`apply` are timed step by step, with results that cost nothing. A repeat is a fresh scheduler, and its
+figure the median of its steps; reported is the best repeat (other work on the machine only ever makes it
+slower) and the median of the repeats.
 """
 
 from __future__ import annotations

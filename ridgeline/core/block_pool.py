@@ -49,10 +49,6 @@ class BlockPool:
         """References to each block, `[num_blocks]`."""
         return tuple(self._references)
 
-    def references(self) -> tuple[int, ...]:
-        """References to each block, `[num_blocks]`."""
-        return tuple(self._references)
-
     def is_idle(self, block: int) -> bool:
         """Whether nobody holds the block; retaining it then takes one from `num_available`."""
         return self._references[block] == 0

@@ -144,14 +144,6 @@ class Scheduler:
         """How many requests hold each block, `[num_blocks]`."""
         return self._paging.pool.references()
 
-    def block_tables(self) -> list[tuple[tuple[int, ...], ...]]:
-        """Tables of every request that holds blocks, per cache group, for checks and explanations."""
-        return [sequence.blocks for sequence in (*self._running, *self._departing.values())]
-
-    def block_references(self) -> tuple[int, ...]:
-        """How many requests hold each block, `[num_blocks]`."""
-        return self._paging.pool.references()
-
     # Requests come and go -------------------------------------------------------------------------
 
     def add(self, request: Request, now: float) -> list[Event]:
