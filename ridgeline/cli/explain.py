@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ridgeline.cli.flags import EngineFlags, Json, Model, flattened
-from ridgeline.cli.printing import download_progress, print_json, print_table
+from ridgeline.cli.printing import load_progress, print_json, print_table
 
 if TYPE_CHECKING:
     from ridgeline.cost.memory import MemoryLedger
-    from ridgeline.engine.options import EngineOptions
-    from ridgeline.engine.resolve import Decision, EngineConfig
-    from ridgeline.engine.source import ModelSource
-    from ridgeline.facts.hardware import HardwareSpec
-    from ridgeline.facts.model_spec import ModelSpec
+    from ridgeline.engine.resolve import Decision
 
 _DEFAULT_ENGINE = EngineFlags()
 
@@ -27,48 +21,25 @@ def explain(model: Model = None, engine: EngineFlags = _DEFAULT_ENGINE, json: Js
 
     Nothing is loaded: this is what `serve` with the same flags would do.
     """
-    with download_progress(quiet=json) as progress:
-        resolved = resolve_all(engine.options(model), progress)
+    from ridgeline.engine.build import prepare
+
+    with load_progress(quiet=json) as progress:
+        prepared = prepare(engine.options(model), progress)
     if json:
         print_json(
             {
-                "config": resolved.config,
-                "decisions": resolved.decisions,
-                "memory": resolved.ledger.as_dict(),
-                "hardware": resolved.hardware,
-                "model": {"path": str(resolved.source.path), **_without_layers(resolved.spec)},
+                "config": prepared.config,
+                "decisions": prepared.decisions,
+                "memory": prepared.ledger.as_dict(),
+                "hardware": prepared.hardware,
+                "model": {"path": str(prepared.source.path), **_without_layers(prepared.spec)},
             }
         )
         return
-    print(f"{resolved.source.served_name}  {resolved.source.path}")
-    print(f"{resolved.hardware.name}, {resolved.hardware.num_cores} cores\n")
-    print_decisions(resolved.decisions)
-    print_ledger(resolved.ledger)
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """All that is known of an engine before anything is loaded."""
-
-    source: ModelSource
-    spec: ModelSpec
-    hardware: HardwareSpec
-    config: EngineConfig
-    decisions: tuple[Decision, ...]
-    ledger: MemoryLedger
-
-
-def resolve_all(options: EngineOptions, progress: Callable[[int, int], None] | None) -> Resolved:
-    """Find the model (downloading it if need be), probe the machine and settle every option."""
-    from ridgeline.engine.hardware_probe import probe_hardware
-    from ridgeline.engine.resolve import ledger_of, resolve
-    from ridgeline.engine.source import read_spec, resolve_source
-
-    source = resolve_source(options.model, progress=progress, offline=options.offline)
-    spec = read_spec(source)
-    hardware = probe_hardware()
-    config, decisions = resolve(options, spec, hardware, served_name=source.served_name)
-    return Resolved(source, spec, hardware, config, decisions, ledger_of(spec, config, hardware))
+    print(f"{prepared.source.served_name}  {prepared.source.path}")
+    print(f"{prepared.hardware.name}, {prepared.hardware.num_cores} cores\n")
+    print_decisions(prepared.decisions)
+    print_ledger(prepared.ledger)
 
 
 def _without_layers(spec: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from ridgeline.cli.printing import Progress
+    from ridgeline.engine.llm import LLM
     from ridgeline.engine.options import EngineOptions
     from ridgeline.engine.sampling_params import SamplingParams
 
@@ -104,10 +106,19 @@ class EngineFlags:
         """The engine's options: what was given, with the engine's own defaults for the rest."""
         from ridgeline.engine.options import EngineOptions
 
+        return EngineOptions(model=model, **self._values())
+
+    def load(self, model: str | None, progress: Progress | None) -> LLM:
+        """Load the model for offline use in this thread."""
+        from ridgeline.engine.llm import LLM
+
+        return LLM(model, progress=progress, **self._values())
+
+    def _values(self) -> dict[str, Any]:
         values = given(self)
         if "engine_seed" in values:  # `--seed` is the request's
             values["seed"] = values.pop("engine_seed")
-        return EngineOptions(model=model, **values)
+        return values
 
 
 @dataclass(frozen=True)
@@ -192,13 +203,13 @@ def flattened(verb: Callable[..., None]) -> Callable[..., None]:
     """`verb` with each parameter that is a dataclass of flags replaced by that dataclass's fields."""
     signature = inspect.signature(verb, eval_str=True)
     parameters: list[inspect.Parameter] = []
-    groups: dict[str, type] = {}
+    groups: dict[str, Any] = {}
     for parameter in signature.parameters.values():
         if not dataclasses.is_dataclass(parameter.annotation):
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
         groups[parameter.name] = parameter.annotation
-        fields = inspect.signature(parameter.annotation, eval_str=True).parameters.values()
+        fields = inspect.signature(groups[parameter.name], eval_str=True).parameters.values()
         parameters += [field.replace(kind=inspect.Parameter.KEYWORD_ONLY) for field in fields]
 
     @functools.wraps(verb)

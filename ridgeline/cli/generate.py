@@ -14,7 +14,7 @@ from ridgeline.cli.flags import EngineFlags, Json, SamplingFlags, flattened
 from ridgeline.cli.printing import load_progress, print_json, print_table
 
 if TYPE_CHECKING:
-    from ridgeline.engine.outputs import CompletionDelta, PositionLogprobs, Usage
+    from ridgeline.engine.outputs import CompletionDelta, PositionLogprobs, RequestOutput, Usage
 
 _DEFAULT_ENGINE = EngineFlags()
 _DEFAULT_SAMPLING = SamplingFlags()
@@ -49,6 +49,7 @@ class Streamed:
     ttft_s: float = 0.0
     total_s: float = 0.0
     num_first_tokens: int = 0
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -76,6 +77,16 @@ def collect(deltas: Iterable[CompletionDelta], n: int, show: bool) -> Streamed:
     return streamed
 
 
+def whole(output: RequestOutput) -> Streamed:
+    """An output that came in one piece (prompt logprobs do not stream), without times."""
+    completions = [
+        Collected(c.text, list(c.token_ids), list(c.logprobs or ()), c.finish_reason, c.stop_reason, c.error)
+        for c in output.completions
+    ]
+    completions[0].usage = output.usage
+    return Streamed(completions, prompt_logprobs=output.prompt_logprobs)
+
+
 @flattened
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from stdin.")],
@@ -99,12 +110,15 @@ def generate(
     load_s = time.perf_counter() - start
     with llm:
         rendered = llm.render_chat(_messages(system, text)) if chat else text
-        stream = llm.stream(rendered, params, add_special_tokens=not chat)
-        streamed = collect(stream, params.n, show=not json and params.n == 1)
+        if params.prompt_logprobs is None:
+            stream = llm.stream(rendered, params, add_special_tokens=not chat)
+            streamed = collect(stream, params.n, show=not json and params.n == 1)
+        else:
+            streamed = whole(llm.generate(rendered, params, add_special_tokens=not chat)[0])
     if json:
         print_json(_report(llm.model_name, text, streamed, load_s))
     else:
-        _print_rest(streamed)
+        _print_rest(streamed, shown=params.n == 1 and params.prompt_logprobs is None)
     errors = [completion.error for completion in streamed.completions if completion.error]
     if errors:
         print(f"error: generation: {errors[0]}", file=sys.stderr)
@@ -131,6 +145,7 @@ def _report(model: str, prompt: str, streamed: Streamed, load_s: float) -> dict[
             "num_generated_tokens": streamed.num_tokens,
             "num_cached_tokens": sum(usage.num_cached_tokens for usage in usages),
         },
+        "prompt_logprobs": streamed.prompt_logprobs,
         "timings": {
             "load_s": round(load_s, 4),
             "ttft_s": round(streamed.ttft_s, 4),
@@ -151,11 +166,12 @@ def _completion(index: int, item: Collected) -> dict[str, Any]:
     }
 
 
-def _print_rest(streamed: Streamed) -> None:
+def _print_rest(streamed: Streamed, shown: bool) -> None:
     """What did not stream: the end of the line, several completions, the logprobs."""
     several = len(streamed.completions) > 1
     for index, completion in enumerate(streamed.completions):
-        print(f"[{index}] {completion.text}" if several else "")
+        text = "" if shown else completion.text
+        print(f"[{index}] {text}" if several else text)
         if completion.logprobs:
             rows = [
                 (p.token.token_id, repr(p.token.text), p.token.logprob, p.token.rank, _alternatives(p))

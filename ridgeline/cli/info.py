@@ -93,7 +93,7 @@ def _tensors(source: ModelSource, header: GgufHeader | None) -> tuple[dict[str, 
 
         files = sorted(source.path.glob("*.safetensors"))
         headers = [read_safetensors_header(path) for path in files]
-        found = [(str(t.dtype), t.shape, t.num_bytes) for one in headers for t in one.tensors]
+        found = [(t.type.name, t.shape, t.num_bytes) for one in headers for t in one.tensors]
         file_bytes = sum(path.stat().st_size for path in files)
     for kind, shape, num_bytes in found:
         kinds.setdefault(kind, Counter()).update(

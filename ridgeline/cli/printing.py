@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,14 @@ from contextlib import contextmanager
 Progress = Callable[[str, float | None], None]
 """`progress(stage, fraction)`: how far a stage of loading is, 0 to 1; None where that is not known."""
 
+_NUMBERS = re.compile(r"\[\s+-?[\d.e+-]+(?:,\s+-?[\d.e+-]+)*\s+\]")
+"""A list of numbers over several lines (a line break within a string would be escaped)."""
+
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=plain))
+    """One JSON document on stdout, lists of numbers on one line."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=plain)
+    print(_NUMBERS.sub(lambda match: " ".join(match[0].split()), text))
 
 
 def plain(value: object) -> object:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ridgeline.cli.flags import EngineFlags, Json, Model, flattened, given, parse_bytes
-from ridgeline.cli.printing import download_progress, load_progress, print_json
+from ridgeline.cli.printing import load_progress, print_json
 
 if TYPE_CHECKING:
-    from ridgeline.cli.explain import Resolved
     from ridgeline.engine.async_engine import AsyncEngine
+    from ridgeline.engine.build import Prepared
     from ridgeline.engine.options import EngineOptions
     from ridgeline.serve.options import ServerOptions
 
@@ -94,21 +94,21 @@ def serve(
 
     Runs until Ctrl-C or SIGTERM; then running requests may finish.
     """
-    from ridgeline.cli.explain import resolve_all
+    from ridgeline.engine.build import prepare
 
     server_options = server.options()
     options = engine.options(model)
-    with download_progress(quiet=json) as progress:
-        resolved = resolve_all(options, progress)
+    with load_progress(quiet=json) as progress:
+        prepared = prepare(options, progress)
     if not json:
-        _say(_summary(resolved))
+        _say(_summary(prepared))
 
     from ridgeline.serve.server import run
 
     def ready(address: str) -> None:
-        name = resolved.config.served_model_name
+        name = prepared.config.served_model_name
         if json:
-            print_json({"url": address, "model": name, "config": resolved.config})
+            print_json({"url": address, "model": name, "config": prepared.config})
             sys.stdout.flush()
         else:
             _say(_greeting(address, name, bool(server_options.api_keys)))
@@ -127,14 +127,14 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _summary(resolved: Resolved) -> str:
+def _summary(prepared: Prepared) -> str:
     """What will run, in four lines; `ridgeline explain` has the reasons."""
     from ridgeline.cost.memory import human_bytes
 
-    config, ledger = resolved.config, resolved.ledger
+    config, ledger = prepared.config, prepared.ledger
     tokens = config.num_blocks * config.block_size
     return (
-        f"{config.served_model_name}: {resolved.source.path}\n"
+        f"{config.served_model_name}: {prepared.source.path}\n"
         f"  {config.backend} backend ({config.isa_tier}), {config.num_threads} threads, "
         f"weights {config.weights}\n"
         f"  KV cache {human_bytes(config.kv_memory_bytes)} ({config.kv_dtype}): {tokens:,} tokens, "
