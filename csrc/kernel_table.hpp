@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "attention_args.hpp"
+#include "function_args.hpp"
 #include "kernel_args.hpp"
 #include "linear_args.hpp"
 #include "thread_pool.hpp"
@@ -29,6 +30,9 @@ struct KernelTable {
     void (*kv_write)(const KvWriteArgs&, Team&);
     void (*attention)(const AttentionArgs&, Team&);
     void (*argmax)(const ArgmaxArgs&, Team&);
+    void (*apply)(const ApplyArgs&, Team&);
+    // One row of a ggml type (whole blocks) as floats.
+    void (*dequantize_row)(int32_t type, const uint8_t* row, float* y, int64_t num_values);
 };
 
 }  // namespace ridgeline

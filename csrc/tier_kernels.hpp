@@ -2,10 +2,12 @@
 #include "kernel_table.hpp"
 #include "simd.hpp"
 
+#include "activations.hpp"
 #include "argmax.hpp"
 #include "attention.hpp"
 #include "elementwise.hpp"
 #include "embed.hpp"
+#include "ggml_blocks.hpp"
 #include "kv_cache.hpp"
 #include "linear.hpp"
 #include "norm.hpp"
@@ -33,6 +35,10 @@ const KernelTable kTable = {
     .kv_write = kv_write,
     .attention = attention,
     .argmax = argmax,
+    .apply = apply,
+    .dequantize_row = [](int32_t type, const uint8_t* row, float* y, int64_t num_values) {
+        dequantize_row(static_cast<GgmlType>(type), row, y, num_values);
+    },
 };
 
 }  // namespace ridgeline::RL_TIER
