@@ -9,7 +9,10 @@ namespace nb = nanobind;
 
 namespace ridgeline {
 
+void bind_attention(nb::module_& module);
+void bind_elementwise(nb::module_& module);
 void bind_linear(nb::module_& module);
+void bind_tape(nb::module_& module);
 
 }  // namespace ridgeline
 
@@ -37,5 +40,8 @@ NB_MODULE(_native, module) {
              nb::arg("num_threads"), nb::arg("tier") = "")
         .def_prop_ro("num_threads", &ThreadPool::num_threads);
 
+    bind_attention(module);
+    bind_elementwise(module);
     bind_linear(module);
+    bind_tape(module);
 }

@@ -1,0 +1,49 @@
+"""From a model on disk to an executor on the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ridgeline.runtime.model_executor import ModelExecutor
+from ridgeline.runtime.models import load_model
+from ridgeline.runtime.native.backend import NativeBackend
+from ridgeline.runtime.weights import open_tensors
+
+if TYPE_CHECKING:
+    from ridgeline.engine.resolve import EngineConfig
+    from ridgeline.engine.source import ModelSource
+    from ridgeline.facts.model_spec import ModelSpec
+
+
+def load(
+    source: ModelSource,
+    spec: ModelSpec,
+    config: EngineConfig,
+    progress: Callable[[int, int], None] | None = None,
+) -> ModelExecutor:
+    """Pack the weights, allocate the cache, start the worker.
+
+    `progress(bytes read, bytes in all)` is called after each tensor.
+    Raises CheckpointMismatch when the checkpoint is not that of `spec`.
+    """
+    backend = NativeBackend(
+        weights=config.weights,
+        head_weights=config.head_weights,
+        num_threads=config.num_threads,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=config.max_model_len,
+        tier=config.isa_tier,
+    )
+    stream = open_tensors(source, spec, progress)
+    model = load_model(spec, stream, backend)
+    layout = config.kv_layout(spec)
+    backend.allocate_kv(layout, config.num_blocks)
+    return ModelExecutor(
+        model,
+        backend,
+        block_size=config.block_size,
+        num_groups=len(layout.groups),
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+    )
