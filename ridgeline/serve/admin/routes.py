@@ -46,7 +46,8 @@ async def metrics(service: Service, http: Request) -> Response:
 async def engine_config(service: Service, http: Request) -> Response:
     """What the engine runs with, and why."""
     engine = service.live_engine()
-    decisions = getattr(getattr(engine, "parts", None), "decisions", ())
+    prepared = engine.parts.prepared
+    decisions = prepared.decisions if prepared is not None else ()
     return json_response(
         {
             "model": engine.model_name,
