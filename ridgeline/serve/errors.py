@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 
 from starlette.responses import Response
 
@@ -83,6 +84,15 @@ def from_engine(error: Exception) -> ApiError:
     if isinstance(param, str) and isinstance(error, (InvalidParameter, ValueError)):
         return bad_request(_RENAMED.get(param, param), str(getattr(error, "reason", error)), "invalid_value")
     return ApiError(500, "the server failed to process the request", code="internal_error")
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same error about a field that this request calls otherwise (`names`: engine's name -> request's)."""
+    name = names.get(error.param or "")
+    if name is None:
+        return error
+    message = error.message.removeprefix(f"{error.param}: ")
+    return ApiError(error.status, f"{name}: {message}", param=name, code=error.code, headers=error.headers)
 
 
 def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -12,7 +12,7 @@ from json.encoder import encode_basestring as quoted
 from typing import TYPE_CHECKING, Any
 
 from ridgeline.engine.outputs import CompletionDelta, PositionLogprobs, Usage
-from ridgeline.serve.errors import ApiError, from_engine, unavailable
+from ridgeline.serve.errors import ApiError, from_engine, renamed, unavailable
 
 if TYPE_CHECKING:
     from ridgeline.engine.async_engine import AsyncEngine, Generation
@@ -55,19 +55,11 @@ async def submit(
         await close_all(generations)
         if not isinstance(error, Exception):
             raise
-        answer = _renamed(from_engine(error), names or {})
+        answer = renamed(from_engine(error), names or {})
         if answer.status == 500:
             logger.exception("a request failed")
         raise answer from error
     return generations
-
-
-def _renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    name = names.get(error.param or "")
-    if name is None:
-        return error
-    message = error.message.removeprefix(f"{error.param}: ")
-    return ApiError(error.status, f"{name}: {message}", param=name, code=error.code, headers=error.headers)
 
 
 async def close_all(generations: Sequence[Generation]) -> None:

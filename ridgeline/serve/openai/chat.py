@@ -49,11 +49,8 @@ async def chat_completions(service: Service, http: Request) -> Response:
     params = request.params()
     prompt = await render(engine, request)
     answer_id = "chatcmpl-" + uuid.uuid4().hex
-    names = {"prompt": "messages"}
-    if request.max_completion_tokens is not None:
-        names["max_tokens"] = "max_completion_tokens"
     generations = await submit(
-        engine, [prompt], params, request, answer_id, add_special_tokens=False, names=names
+        engine, [prompt], params, request, answer_id, add_special_tokens=False, names=request.names()
     )
     if request.stream:
         chunks = ChatChunks(answer_id, model, include_usage=request.include_usage)

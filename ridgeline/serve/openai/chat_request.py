@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ridgeline.engine.sampling_params import SamplingParams
-from ridgeline.serve.errors import ApiError, bad_request, unsupported
+from ridgeline.serve.errors import ApiError, bad_request, renamed, unsupported
 from ridgeline.serve.openai.fields import SamplingFields, read_fields, validated
 
 DEFAULT_ONLY: dict[str, tuple[Any, ...]] = {
@@ -85,7 +85,16 @@ class ChatRequest(SamplingFields):
                 )
             more["max_tokens"] = self.max_completion_tokens
         top = (self.top_logprobs or 0) if self.logprobs else None
-        return self.sampling_params(default_max_tokens=None, logprobs=top, **more)
+        try:
+            return self.sampling_params(default_max_tokens=None, logprobs=top, **more)
+        except ApiError as error:
+            raise renamed(error, self.names()) from error
+
+    def names(self) -> dict[str, str]:
+        """What the engine's parameters are called in this request, where they differ."""
+        if self.max_completion_tokens is None:
+            return {"prompt": "messages"}
+        return {"prompt": "messages", "max_tokens": "max_completion_tokens"}
 
 
 def read_chat_request(body: dict[str, Any], max_messages: int) -> ChatRequest:
