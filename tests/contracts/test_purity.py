@@ -55,7 +55,7 @@ def test_no_environment_and_no_io(package: str, path: Path) -> None:
 
 
 def test_importing_them_loads_nothing_else() -> None:
-    """In a bare interpreter without site-packages, so that anything beyond the standard library would fail."""
+    """In an interpreter without site-packages, where anything beyond the standard library fails."""
     modules = [
         ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
         for _, path in FILES

@@ -84,15 +84,14 @@ def test_budget_of_one_token_serves_in_order() -> None:
     assert all(event.num_tokens == 1 for event in of(events, StepCompleted))
 
 
-def test_decoding_goes_on_beside_a_long_prompt() -> None:
-    machine = scheduler(budget=8, num_blocks=100)
-    machine.add(request("long", 60, 5), 0.0)
+def test_decoding_goes_on_beside_a_long_prompt_that_ranks_first() -> None:
+    machine = scheduler(budget=8, num_blocks=100, policy=PRIORITY)
+    machine.add(request("x", 2, 30, first=500, priority=1), 0.0)
     step(machine)
-    machine.add(request("x", 2, 30, first=500), 0.0)
-    machine.preempt("long", 0.0)  # it comes back with its cached blocks, and ranks before x
-    plans = [spans(step(machine)[0]) for _ in range(9)]
-    begun = next(i for i, plan in enumerate(plans) if "x" in plan)
-    assert all(plan["x"][1] == 1 for plan in plans[begun + 1 :])
+    machine.add(request("long", 60, 5, priority=0), 0.0)
+    plans = [spans(step(machine)[0]) for _ in range(12)]
+    assert all(plan["x"][1] == 1 for plan in plans)
+    assert [plan["long"][1] for plan in plans[:10]] == [7, 7, 7, 7, 7, 7, 7, 7, 4, 1]
 
 
 def test_continuous_batching_admits_when_a_seat_is_free() -> None:
@@ -408,6 +407,18 @@ def test_blocks_short_admit_nobody() -> None:
     assert machine.stats().num_preemptions == 0
 
 
+def test_one_victim_at_a_time_while_its_blocks_are_in_flight() -> None:
+    machine = scheduler(num_blocks=3, caching=False)
+    for i, name in enumerate("abc"):
+        machine.add(request(name, 4, 3, first=100 * i), 0.0)
+    plan = machine.plan(0.0)
+    assert plan is not None and set(spans(plan)) == {"a", "b", "c"}
+    assert machine.plan(0.0) is None  # a waits for the block of c rather than preempting b as well
+    assert machine.stats().num_preemptions == 1
+    machine.apply(plan, result(plan), 0.0)
+    assert set(spans(step(machine)[0])) == {"a"}
+
+
 # Priority
 
 
@@ -512,6 +523,18 @@ def test_cached_blocks_are_evicted_oldest_first_and_the_prefix_outlives_its_end(
     run(machine)  # takes 2 free blocks and the 2 deepest of a
     machine.add(request("c", 16, 1), 0.0)
     assert spans(step(machine)[0]) == {"c": (8, 8, 1)}
+
+
+def test_blocks_in_flight_are_not_published() -> None:
+    machine = scheduler()
+    machine.add(request("a", 7, 9), 0.0)
+    first, second = machine.plan(0.0), machine.plan(0.0)
+    assert first is not None and second is not None  # the second fills the block of positions 4..7
+    machine.apply(first, result(first), 0.0)
+    machine.apply(second, result(second, error="the block holds nonsense"), 0.0)
+    assert machine.stats().num_cached_blocks == 1
+    machine.add(Request("b", (*range(7), 900, 1), 1), 0.0)
+    assert spans(step(machine)[0]) == {"b": (4, 5, 1)}
 
 
 # Windows
