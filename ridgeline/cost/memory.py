@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ridgeline.facts.formulas import Precision, parameter_counts, weight_bytes
+from ridgeline.facts.formulas import Precision, matrices, matrix_bytes, parameter_counts, weight_bytes
 from ridgeline.facts.kv_layout import KvLayout
 from ridgeline.facts.model_spec import ModelSpec
 
+MATRIX_SLACK_BYTES = 32 << 10
+PAGE_BYTES = 2 << 20
 RUNTIME_BYTES = 160 << 20
 """Interpreter, libraries, tokenizer and server: measured resident size without weights, rounded up."""
 
@@ -87,6 +89,7 @@ def memory_ledger(
             _activations(spec, max_num_batched_tokens),
             _logits(spec, max_num_seqs),
             _block_tables(layout, max_num_seqs, max_model_len),
+            _rope_tables(spec, max_model_len),
             LedgerEntry("runtime", RUNTIME_BYTES, "interpreter, libraries, tokenizer, server"),
         ),
         available_bytes,
@@ -95,14 +98,36 @@ def memory_ledger(
 
 def _weights(spec: ModelSpec, precision: Precision, head: Precision) -> LedgerEntry:
     counts = parameter_counts(spec)
-    matrices = counts.attention + counts.mlp
+    layers = counts.attention + counts.mlp
     tables = counts.embedding + counts.head
     formula = (
-        f"{matrices / 1e6:.1f}M in layers as {precision} + "
+        f"{layers / 1e6:.1f}M in layers as {precision} + "
         f"{tables / 1e6:.1f}M in embedding and head as {head} + scales + "
         f"{(counts.norms + counts.biases) / 1e3:.1f}k norms and biases as float32"
     )
-    return LedgerEntry("weights", weight_bytes(spec, precision, head), formula)
+    rounding = _rounding(spec, precision, head)
+    if rounding:
+        formula += f" + {human_bytes(rounding)} to fill tiles and 2 MiB pages"
+    return LedgerEntry("weights", weight_bytes(spec, precision, head) + rounding, formula)
+
+
+def _rounding(spec: ModelSpec, precision: Precision, head: Precision) -> int:
+    """What packed matrices take beyond their values: slack each, and whole pages from 2 MiB on.
+
+    The native backend packs everything but float32, which only the reference holds, unpacked.
+    """
+    if precision == "float32":
+        return 0
+    layer = sum(_slack(matrix_bytes(rows, columns, precision)) for _, rows, columns in matrices(spec))
+    table = _slack(matrix_bytes(spec.vocab_size, spec.hidden_size, head))
+    return spec.num_layers * layer + table * (1 if spec.tied_embeddings else 2)
+
+
+def _slack(num_bytes: int) -> int:
+    packed = num_bytes + MATRIX_SLACK_BYTES
+    if packed >= PAGE_BYTES:
+        packed = -(-packed // PAGE_BYTES) * PAGE_BYTES
+    return packed - num_bytes
 
 
 def _kv_cache(layout: KvLayout, num_blocks: int) -> LedgerEntry:
@@ -134,6 +159,13 @@ def _block_tables(layout: KvLayout, max_num_seqs: int, max_model_len: int) -> Le
     blocks = -(-max_model_len // layout.block_size)
     formula = f"{max_num_seqs} sequences x {len(layout.groups)} groups x {blocks} blocks x 4 B"
     return LedgerEntry("block_tables", max_num_seqs * len(layout.groups) * blocks * 4, formula)
+
+
+def _rope_tables(spec: ModelSpec, max_model_len: int) -> LedgerEntry:
+    kinds = {layer.rope for layer in spec.layers}
+    width = sum(rope.rotary_dim for rope in kinds)
+    formula = f"{max_model_len} positions x {width} (cos and sin of {len(kinds)} kinds of layer) x 4 B"
+    return LedgerEntry("rope_tables", max_model_len * width * 4, formula)
 
 
 def human_bytes(num_bytes: float) -> str:

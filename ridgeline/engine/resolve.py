@@ -33,7 +33,10 @@ _NATIVE_WEIGHTS = ("bf16", "int8", "int4")
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything an engine is built from. Lengths and sizes named len/size are in tokens."""
+    """Everything an engine is built from. Lengths and sizes named len/size are in tokens.
+
+    `seed` None means that nobody asked for runs to be repeatable.
+    """
 
     model_name: str
     served_model_name: str
@@ -52,7 +55,7 @@ class EngineConfig:
     enable_prefix_caching: bool
     policy: Literal["fcfs", "priority"]
     max_queue: int
-    seed: int
+    seed: int | None
     offline: bool
     overlap: bool
 
@@ -238,7 +241,7 @@ class _Resolving:
         )
         self.settle("policy", self.options.policy, *self._policy_reason())
         self.choose("max_queue", DEFAULT_MAX_QUEUE, "further requests are refused with a time to retry after")
-        self.choose("seed", 0, "requests without a seed of their own draw one from a stream that starts here")
+        self.choose("seed", None, "a request without a seed of its own gets a fresh one")
         self.settle(
             "offline", self.options.offline, "downloads are " + ("off" if self.options.offline else "allowed")
         )
@@ -309,18 +312,20 @@ class _Resolving:
         return max(1, min(share, enough)), "max_model_len", reason
 
     def _max_model_len(self, layout: KvLayout, num_blocks: int, wanted: int, field: str) -> None:
-        """As asked when the cache holds one such sequence; unasked, the most that it holds."""
-        chunk = self.number("max_num_batched_tokens")
-        if layout.blocks_for(wanted, chunk) <= num_blocks:
+        """As asked when the cache holds one such sequence; unasked, the most that it holds.
+
+        Counted at one token a step: alone in the pool, a sequence can always go on so.
+        """
+        if layout.blocks_for(wanted) <= num_blocks:
             reason = f"the model's context of {self.spec.context_length} tokens"
             self.choose("max_model_len", wanted, reason)
             return
-        longest = _longest(layout, num_blocks, wanted, chunk)
-        needed = layout.bytes_for(wanted, chunk)
+        longest = _longest(layout, num_blocks, wanted)
+        needed = layout.bytes_for(wanted)
         if self.options.max_model_len is not None or longest < 1:
             raise ConfigError(
                 field,
-                f"a sequence of {wanted} tokens needs {layout.blocks_for(wanted, chunk)} KV blocks "
+                f"a sequence of {wanted} tokens needs {layout.blocks_for(wanted)} KV blocks "
                 f"({human_bytes(needed)}), but there are {num_blocks}; they hold at most {longest} tokens",
             )
         self.settle(
@@ -328,12 +333,12 @@ class _Resolving:
         )
 
 
-def _longest(layout: KvLayout, num_blocks: int, limit: int, chunk: int) -> int:
+def _longest(layout: KvLayout, num_blocks: int, limit: int) -> int:
     """The longest sequence that `num_blocks` hold, at most `limit` tokens, by bisection."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if layout.blocks_for(middle, chunk) <= num_blocks:
+        if layout.blocks_for(middle) <= num_blocks:
             low = middle
         else:
             high = middle - 1
@@ -349,6 +354,7 @@ def _too_big(ledger: MemoryLedger) -> tuple[str, str]:
         "activations": ("max_num_batched_tokens", "lower it"),
         "logits": ("max_num_seqs", "lower it"),
         "block_tables": ("max_num_seqs", "lower it"),
+        "rope_tables": ("max_model_len", "lower it"),
         "runtime": ("memory", "free some"),
     }
     field, advice = blame[largest.name]

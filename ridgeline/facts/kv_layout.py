@@ -78,9 +78,9 @@ class KvLayout:
     def blocks_for(self, num_tokens: int, chunk_tokens: int = 1) -> int:
         """Most blocks that one sequence of `num_tokens` holds at any time, over all groups.
 
-        A window group keeps the window of the oldest token of a step of `chunk_tokens` and the
-        step itself: at most window + chunk - 1 positions, which can touch one more block at
-        either end than they fill. Never decreases with `num_tokens` or `chunk_tokens`.
+        A window group keeps `window` positions before the oldest token of a step of `chunk_tokens`
+        (blocks are let go one position late) and the step itself: window + chunk positions, which
+        touch at most one block more than they fill. Never decreases with either argument.
         """
         return sum(self._group_blocks(group, num_tokens, chunk_tokens) for group in self.groups)
 
@@ -92,8 +92,8 @@ class KvLayout:
         everything = -(-num_tokens // self.block_size)
         if group.window is None:
             return everything
-        held = group.window + max(chunk_tokens, 1) - 1
-        return min(everything, -(-(held - 1) // self.block_size) + 1)
+        held = group.window + max(chunk_tokens, 1)
+        return min(everything, -(-held // self.block_size) + 1)
 
 
 def kv_layout(spec: ModelSpec, block_size: int, bytes_per_element: int) -> KvLayout:
