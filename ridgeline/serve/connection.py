@@ -179,7 +179,7 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if self._refused:
             return
-        if self._is_answering() or (self.cycle is not None and not self.cycle.response_complete):
+        if self._is_answering():
             self.transport.abort()
             return
         self._refuse(400, "the request is not valid HTTP/1.1", "invalid_http")
@@ -188,6 +188,9 @@ class Connection(HttpToolsProtocol):
         """Answer outside ASGI and close. The unfinished request, if any, sees a disconnect."""
         self._refused = True
         self._clear_deadline()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what the application still sends is dropped
+            self.cycle.message_event.set()
         body = json.dumps(ApiError(status, message, code=code).body).encode()
         head = [STATUS_LINE[status], b"content-type: application/json\r\n"]
         if status in (429, 503):

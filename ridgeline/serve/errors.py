@@ -87,7 +87,7 @@ def from_engine(error: Exception) -> ApiError:
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
-    """The same error about a field that this request calls otherwise (`names`: engine's name -> request's)."""
+    """The same error about a field that this request calls otherwise; `names`: engine's -> request's."""
     name = names.get(error.param or "")
     if name is None:
         return error
