@@ -108,7 +108,7 @@ class ChatTemplate:
                 self._sandbox.render(
                     self._template, Budget(), {**variables, "tools": None, "documents": None}
                 )
-            except (SecurityError, TemplateLimitExceeded, RecursionError) as error:
+            except (SecurityError, TemplateLimitExceeded, RecursionError, OverflowError, MemoryError) as error:
                 raise UnsupportedModel(f"chat template: {_said(error)}") from None
             except Exception:  # it may dislike these messages; requests bring their own
                 continue
