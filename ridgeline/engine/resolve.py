@@ -96,7 +96,7 @@ def resolve(
     environment = os.environ if environment is None else environment
     resolving.names(served_name)
     resolving.compute(native)
-    resolving.isa(environment.get("RIDGELINE_ISA", ""))
+    resolving.isa(environment.get("RIDGELINE_ISA", ""), native)
     resolving.schedule()
     resolving.cache()
     config = EngineConfig(**resolving.values)  # type: ignore[arg-type]
@@ -160,7 +160,11 @@ class _Resolving:
                     "kv_dtype",
                     "the native backend caches keys and values as bf16; float32 needs --backend reference",
                 )
-            self.choose("kv_dtype", "bf16", "half of float32's bytes; greedy text stays that of float32")
+            self.choose(
+                "kv_dtype",
+                "bf16",
+                "half of float32's bytes; the default model's greedy text stays that of float32",
+            )
         else:
             self.choose("kv_dtype", "float32", "the reference keeps everything in float32")
         self.choose(
@@ -202,23 +206,27 @@ class _Resolving:
             "weights",
             "int8",
             f"one byte a weight instead of bf16's two (the file has {self.spec.stored_quantization}); "
-            "decoding is bound by reading weights, and greedy text stays that of float32",
+            "decoding is bound by reading weights, and the default model's greedy text stays that of float32",
         )
         if self.values["weights"] == "bf16":
             self.settle("head_weights", "bf16", "as the other weights")
         else:
             self.settle("head_weights", "int8", "four bits are too coarse for the output head")
 
-    def isa(self, forced: str) -> None:
-        """The kernels' instruction set tier; `forced` is the variable RIDGELINE_ISA."""
-        tier = self.hardware.isa_tier
+    def isa(self, forced: str, native: NativeProbe) -> None:
+        """The kernels' instruction set tier; `forced` is the variable RIDGELINE_ISA.
+
+        The kernels know best what was compiled and what the system grants; without them, the CPU's flags say.
+        """
+        tier = native.tiers[-1] if native.tiers else self.hardware.isa_tier
         if not forced:
-            self.settle("isa_tier", tier, f"the highest that {self.hardware.name} has")
+            source = "was compiled and runs on" if native.tiers else "suits"
+            self.settle("isa_tier", tier, f"the highest that {source} {self.hardware.name}")
             return
         if forced not in ISA_TIERS:
             raise ConfigError("RIDGELINE_ISA", f"must be one of {', '.join(ISA_TIERS)}, got {forced!r}")
         if ISA_TIERS.index(forced) > ISA_TIERS.index(tier):
-            raise ConfigError("RIDGELINE_ISA", f"{forced} is more than this machine has ({tier})")
+            raise ConfigError("RIDGELINE_ISA", f"{forced} is more than runs on this machine ({tier})")
         self.settle("isa_tier", forced, "RIDGELINE_ISA says so", asked=True)
 
     def schedule(self) -> None:
