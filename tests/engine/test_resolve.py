@@ -179,8 +179,16 @@ def test_isa_may_be_forced_down(forced: str, expected: str) -> None:
     assert config.isa_tier == expected
 
 
+def test_compiled_tiers_count_more_than_the_cpu() -> None:
+    native = NativeProbe(True, "test", ("portable", "avx2"))
+    config, _ = resolve(EngineOptions(), SPEC, MACHINE, native=native, environment={})
+    assert config.isa_tier == "avx2"
+    with pytest.raises(ConfigError, match="avx512 is more than runs"):
+        resolve(EngineOptions(), SPEC, MACHINE, native=native, environment={"RIDGELINE_ISA": "avx512"})
+
+
 @pytest.mark.parametrize(
-    ("forced", "said"), [("sse9", "must be one of"), ("amx", "more than this machine has")]
+    ("forced", "said"), [("sse9", "must be one of"), ("amx", "more than runs on this machine")]
 )
 def test_isa_that_cannot_be_is_refused(forced: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
