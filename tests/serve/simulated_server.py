@@ -1,4 +1,4 @@
-"""A server process over the simulated executor: `python simulated_server.py '{"step_s": 0.01}' '{"port": 0}'`."""
+"""A server process over a simulated executor: `simulated_server.py '{"step_s": 0.01}' '{"port": 0}'`."""
 
 from __future__ import annotations
 

@@ -37,9 +37,10 @@ def guarded() -> Iterator[Live]:
         yield live
 
 
-@pytest.mark.parametrize(
-    "path", [path.replace("{model:path}", "simulated") for _, path, _ in ROUTES] + ["/nope"]
-)
+PATHS = [*(path.replace("{model:path}", "simulated") for _, path, _ in ROUTES), "/nope"]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_every_route_but_health_needs_a_key(guarded: Live, path: str) -> None:
     for method in ("GET", "POST", "OPTIONS", "HEAD"):
         answer = httpx.request(method, guarded.url + path)
@@ -56,15 +57,15 @@ def _basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"anyone:{password}".encode()).decode()
 
 
-@pytest.mark.parametrize("value", ["Bearer sk-one", "bearer sk-two", "Bearer  sk-one ", _basic("sk-one")])
+@pytest.mark.parametrize("value", ["Bearer sk-one", "bearer sk-two", "Bearer  sk-one", _basic("sk-one")])
 def test_keys_open(guarded: Live, value: str) -> None:
     assert httpx.get(guarded.url + "/v1/models", headers={"authorization": value}).status_code == 200
 
 
 @pytest.mark.parametrize(
     "value",
-    ["", "Bearer", "Bearer ", "Bearer sk-on", "Bearer sk-onee", "Bearer SK-ONE", "sk-one", "Token sk-one", "Basic !",
-     _basic(""), _basic("sk"), "Bearer sk-one sk-two", "Bearer " + "x" * 10_000],
+    ["", "Bearer", "Bearer sk-on", "Bearer sk-onee", "Bearer SK-ONE", "sk-one", "Token sk-one",
+     "Basic !", _basic(""), _basic("sk"), "Bearer sk-one sk-two", "Bearer " + "x" * 10_000],
 )  # fmt: skip
 def test_other_keys_do_not(guarded: Live, value: str) -> None:
     assert httpx.get(guarded.url + "/v1/models", headers={"authorization": value}).status_code == 401
