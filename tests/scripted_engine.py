@@ -17,7 +17,10 @@ from ridgeline.engine.tokenizing import Tokenizer, load_from_gguf
 from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec
 
 EOS, BOS = 256, 257
-TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}>{% endif %}"
+)
 
 Script = Callable[[Request, int], int]
 """The token that follows position p - 1 of a request, p counted from the first generated one (0)."""

@@ -102,13 +102,14 @@ class ChatTemplate:
 
         from ridgeline.engine.template_sandbox import Budget, TemplateLimitExceeded
 
+        fatal = (SecurityError, TemplateLimitExceeded, RecursionError, OverflowError, MemoryError)
         for messages in _TRIAL:
             variables = {**self._variables, "messages": messages, "add_generation_prompt": True}
             try:
                 self._sandbox.render(
                     self._template, Budget(), {**variables, "tools": None, "documents": None}
                 )
-            except (SecurityError, TemplateLimitExceeded, RecursionError, OverflowError, MemoryError) as error:
+            except fatal as error:
                 raise UnsupportedModel(f"chat template: {_said(error)}") from None
             except Exception:  # it may dislike these messages; requests bring their own
                 continue

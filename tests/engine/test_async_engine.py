@@ -23,12 +23,13 @@ from ridgeline.engine.errors import (
 from ridgeline.engine.outputs import CompletionDelta
 from ridgeline.engine.sampling_params import SamplingParams
 
+HELLO = says("hello")
 ENDLESS = SamplingParams(max_tokens=200, ignore_eos=True)
 
 
 @asynccontextmanager
 async def running(
-    script: Callable[[Request, int], int] = says("hello"), **changes: Any
+    script: Callable[[Request, int], int] = HELLO, **changes: Any
 ) -> AsyncIterator[tuple[AsyncEngine, ScriptedExecutor]]:
     parts, executor = scripted_parts(script, **changes)
     engine = AsyncEngine(parts)
@@ -209,7 +210,7 @@ async def test_bad_requests_are_refused_before_anything_runs(
 
 async def test_context_errors_say_both_numbers() -> None:
     async with running() as (engine, _):
-        with pytest.raises(ContextLengthExceeded, match="300 tokens.*256") as refused:
+        with pytest.raises(ContextLengthExceeded, match=r"300 tokens.*256") as refused:
             await engine.submit([1] * 300, SamplingParams())
         assert (refused.value.num_tokens, refused.value.limit_tokens) == (300, 256)
 

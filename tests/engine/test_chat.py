@@ -10,8 +10,9 @@ from ridgeline.engine.chat import ChatTemplate, check_messages, require_chat_tem
 from ridgeline.engine.errors import InvalidParameter, UnsupportedModel
 
 CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
-    "+ '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' "
 )
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -24,7 +25,8 @@ def test_renders_chatml() -> None:
 
 def test_what_templates_use() -> None:
     source = (
-        "{{ bos_token }}{%- for m in messages if m.role != 'x' -%}{{ loop.length }}{{ m['content'] | trim | upper }}"
+        "{{ bos_token }}{%- for m in messages if m.role != 'x' -%}"
+        "{{ loop.length }}{{ m['content'] | trim | upper }}"
         "{% if loop.last %}{% break %}{% endif %}{% endfor %}{% generation %}g{% endgeneration %}"
         "{{ {'a': 'é<'} | tojson }}{{ strftime_now('%Y') }}{% set a, b = 1, 2 %}{{ a ~ b }}"
         "{{ messages[-1:] | length }}{{ ['p', 'q'] | join(', ') }}{{ 'a,b'.split(',')[0] }}"
@@ -60,6 +62,7 @@ def test_a_model_without_template_says_so() -> None:
         require_chat_template(None, "m")
 
 
+NINETY = "{% set ns = namespace(s='aaaa') %}{% for i in range(90) %}STEP{% endfor %}"
 HOSTILE = {
     "private attribute": "{{ ''.__class__ }}",
     "private item": "{{ ''['__class__'] }}",
@@ -75,13 +78,13 @@ HOSTILE = {
     "repetition": "{{ 'a' * 10**9 }}",
     "list repetition": "{{ [1] * 10**9 }}",
     "power": "{{ 10**(10**10) }}",
-    "doubling by ~": "{% set ns=namespace(s='aaaa') %}{% for i in range(90) %}{% set ns.s=ns.s ~ ns.s %}{% endfor %}",
-    "doubling by +": "{% set ns=namespace(s='aaaa') %}{% for i in range(90) %}{% set ns.s=ns.s + ns.s %}{% endfor %}",
-    "doubling by blocks": "{% set ns=namespace(s='aaaa') %}{% for i in range(90) %}{% set x %}{{ns.s}}{{ns.s}}{% endset %}"
-    "{% set ns.s=x %}{% endfor %}",
-    "nested lists": "{% set ns=namespace(s=['a']) %}{% for i in range(90) %}{% set ns.s=[ns.s,ns.s] %}{% endfor %}",
+    "doubling by ~": NINETY.replace("STEP", "{% set ns.s = ns.s ~ ns.s %}"),
+    "doubling by +": NINETY.replace("STEP", "{% set ns.s = ns.s + ns.s %}"),
+    "doubling by blocks": NINETY.replace("STEP", "{% set x %}{{ns.s}}{{ns.s}}{% endset %}{% set ns.s = x %}"),
+    "nested lists": NINETY.replace("STEP", "{% set ns.s = [ns.s, ns.s] %}"),
     "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "wide recursion": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "wide recursion": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
     "centre": "{{ 'a'.center(1000000000) }}",
     "format width": "{{ '{:1000000000}'.format(1) }}",
     "percent width": "{{ '%1000000000d' % 1 }}",
@@ -98,7 +101,7 @@ HOSTILE = {
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_is_refused_at_load(source: str) -> None:
     start = time.monotonic()
-    with pytest.raises(UnsupportedModel, match="^chat template: "):
+    with pytest.raises(UnsupportedModel, match=r"^chat template: "):
         ChatTemplate(source)
     assert time.monotonic() - start < 20.0
 

@@ -10,8 +10,10 @@ from ridgeline.core.request import Request
 from ridgeline.engine.errors import ConfigError, ContextLengthExceeded, EngineClosed, InvalidParameter
 from ridgeline.engine.source import ModelSource
 
+HELLO = says("hello")
 
-def scripted(script: Any = says("hello"), **changes: Any) -> tuple[LLM, ScriptedExecutor]:
+
+def scripted(script: Any = HELLO, **changes: Any) -> tuple[LLM, ScriptedExecutor]:
     parts, executor = scripted_parts(script, **changes)
     return LLM(parts=parts), executor
 
