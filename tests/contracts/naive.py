@@ -57,8 +57,8 @@ def adjusted(
 def drawn(logits: np.ndarray, params: SamplingParams, uniform: float) -> int:
     """Sort everything, cut, walk until the running sum passes `uniform`."""
     scaled = (logits - logits.max()) / np.float32(params.temperature)
-    order = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))
-    shares = [float(np.exp(scaled[token])) for token in order]
+    order = np.argsort(-scaled, kind="stable").tolist()
+    shares = np.exp(scaled[order]).tolist()
     if params.min_p:
         shares = [share for share in shares if share >= params.min_p]
     if params.top_k:

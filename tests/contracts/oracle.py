@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from itertools import combinations
 
 import numpy as np
@@ -26,9 +27,12 @@ from ridgeline.core.request import Request
 from ridgeline.core.scheduler import Scheduler
 from ridgeline.engine.clock import MonotonicClock
 from ridgeline.engine.engine import Engine
+from ridgeline.engine.hardware_probe import probe_hardware, probe_native
+from ridgeline.engine.options import EngineOptions
+from ridgeline.engine.resolve import resolve
 from ridgeline.engine.sampling_params import SamplingParams
+from ridgeline.engine.source import ModelSource, read_spec
 from ridgeline.facts.kv_layout import KvLayout
-from ridgeline.runtime.backend import Backend, Model
 from ridgeline.runtime.batch import Batch
 from ridgeline.runtime.model_executor import ModelExecutor
 from tests.contracts.naive import naive_generate
@@ -51,6 +55,8 @@ SINGLES = [(feature,) for feature in FEATURES]
 IMPOSSIBLE = {
     ("prefix", "logprobs"): "prompt logprobs need every position computed, so such a request skips the cache"
 }
+BACKENDS = ["reference"] + (["native"] if probe_native().available else [])
+NATIVE_WEIGHTS = ["bf16", "int8", "int4"] if "native" in BACKENDS else []
 MAX_TOKENS = 12
 STOP_TOKENS = frozenset({2, 11})
 
@@ -59,23 +65,11 @@ STOP_TOKENS = frozenset({2, 11})
 class Subject:
     """A model on a backend, ready to run. `naive_cache` keeps what `naive_generate` gave."""
 
-    model: Model
-    backend: Backend
+    executor: ModelExecutor
     layout: KvLayout
     num_blocks: int
     vocab_size: int
-    executor: ModelExecutor = field(init=False)
     naive_cache: dict[object, list[int]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.executor = ModelExecutor(
-            self.model,
-            self.backend,
-            block_size=self.layout.block_size,
-            num_groups=len(self.layout.groups),
-            max_model_len=256,
-            max_num_seqs=8,
-        )
 
     def logits_of(self, token_ids: list[int]) -> np.ndarray:
         """Logits of the last position, everything computed anew in blocks of its own."""
@@ -90,13 +84,27 @@ class Subject:
             block_tables=tuple(blocks),
             logit_rows=np.array([n - 1], np.int32),
         )
-        return self.backend.run(self.model, batch)[0].copy()
+        return self.executor.backend.run(self.executor.model, batch)[0].copy()
 
-    def naive(self, prompt: tuple[int, ...], params: SamplingParams) -> list[int]:
-        key = (prompt, params.seed, params.temperature, params.repetition_penalty)
+    def naive(self, request: Request) -> list[int]:
+        params = request.sampling
+        assert isinstance(params, SamplingParams)
+        key = (request.prompt, params.seed, params.temperature, params.repetition_penalty)
         if key not in self.naive_cache:
-            self.naive_cache[key] = naive_generate(self.logits_of, prompt, params, STOP_TOKENS)
+            self.naive_cache[key] = naive_generate(
+                self.logits_of, request.prompt, params, request.stop_token_ids
+            )
         return self.naive_cache[key]
+
+
+def load_subject(source: ModelSource, backend: str, **options: object) -> Subject:
+    """Load a model as the engine does: options -> configuration -> executor."""
+    spec = read_spec(source)
+    limits = {"block_size": 16, "num_blocks": 256, "max_model_len": 256, "max_num_seqs": 8}
+    wished = EngineOptions.from_mapping({"backend": backend, **limits, **options})
+    config, _ = resolve(wished, spec, probe_hardware())
+    executor = import_module(f"ridgeline.runtime.{backend}.executor").load(source, spec, config)
+    return Subject(executor, config.kv_layout(spec), config.num_blocks, spec.vocab_size)
 
 
 def sampling_of(features: frozenset[str], index: int) -> SamplingParams:
@@ -115,9 +123,9 @@ def sampling_of(features: frozenset[str], index: int) -> SamplingParams:
 
 
 def requests_of(features: frozenset[str], vocab_size: int) -> list[Request]:
-    """Four requests that share their first 24 tokens; two more that will be aborted."""
+    """Four requests that share their first 40 tokens; two more that never stop, to be aborted."""
     rng = np.random.default_rng(3)
-    shared = rng.integers(14, vocab_size, 24)
+    shared = rng.integers(14, vocab_size, 40)
     names = ["a", "b", "c", "d"] + (["x", "y"] if "aborted" in features else [])
     requests = []
     for index, name in enumerate(names):
@@ -128,7 +136,7 @@ def requests_of(features: frozenset[str], vocab_size: int) -> list[Request]:
                 name,
                 tuple(int(t) for t in (*shared, *own)),
                 MAX_TOKENS,
-                STOP_TOKENS,
+                frozenset() if name in "xy" else STOP_TOKENS,
                 params.min_tokens,
                 priority=-1 if name in "cd" and "preempted" in features else 0,
                 skip_prefix_cache=params.prompt_logprobs is not None,
@@ -161,7 +169,7 @@ def run_case(subject: Subject, features: tuple[str, ...]) -> None:
     """Run the requests with these features on; raise AssertionError unless tokens equal the naive ones."""
     wished = frozenset(features)
     requests = requests_of(wished, subject.vocab_size)
-    expected = {r.id: subject.naive(r.prompt, r.sampling) for r in requests}  # type: ignore[arg-type]
+    expected = {r.id: subject.naive(r) for r in requests}
     engine = Engine(
         scheduler_of(wished, subject), subject.executor, MonotonicClock(), overlap="overlapped" in wished
     )

@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
 
-from ridgeline.runtime.reference.backend import ReferenceBackend
-from tests.contracts.oracle import IMPOSSIBLE, PAIRS, SINGLES, Subject, run_case
+from ridgeline.engine.source import ModelSource, resolve_source
+from tests.contracts.oracle import (
+    BACKENDS,
+    IMPOSSIBLE,
+    NATIVE_WEIGHTS,
+    PAIRS,
+    SINGLES,
+    Subject,
+    load_subject,
+    run_case,
+)
 from tests.references import tiny
-from tests.runtime.tiny_models import load_tiny
 
-CASES = [pair for pair in PAIRS if pair not in IMPOSSIBLE]
-
-
-@cache
-def tiny_subject(name: str, kv_bf16: bool) -> Subject:
-    model = load_tiny(name, num_blocks=256, backend=ReferenceBackend(kv_bf16=kv_bf16))
-    return Subject(model.model, model.backend, model.layout, model.num_blocks, model.spec.vocab_size)
+CASES = [(), *SINGLES, *(pair for pair in PAIRS if pair not in IMPOSSIBLE)]
+EVERYTHING = ("chunked", "preempted", "batched", "overlapped", "aborted", "sampled", "penalised")
+Load = Callable[..., Subject]
 
 
-def subject_for(features: tuple[str, ...]) -> Subject:
-    return tiny_subject("gemma3" if "windowed" in features else "llama", "kv_bf16" in features)
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    """Load a tiny model once for each combination of arguments."""
+    folder, subjects = tmp_path_factory.mktemp("tiny"), list[Subject]()
+
+    @cache
+    def loaded(name: str, backend: str, **options: object) -> Subject:
+        tiny.write_checkpoint(folder / name, name)
+        subjects.append(load_subject(resolve_source(str(folder / name)), backend, **options))
+        return subjects[-1]
+
+    yield loaded
+    for subject in subjects:
+        subject.executor.close()
 
 
-@pytest.mark.parametrize("features", [(), *SINGLES, *CASES], ids="+".join)
-def test_reference_equals_the_naive_generation(features: tuple[str, ...]) -> None:
-    run_case(subject_for(features), features)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("features", CASES, ids="+".join)
+def test_every_pair_equals_the_naive_generation(load: Load, backend: str, features: tuple[str, ...]) -> None:
+    name = "gemma3" if "windowed" in features else "llama"
+    kv_dtype = "bf16" if "kv_bf16" in features else "auto"
+    run_case(load(name, backend, kv_dtype=kv_dtype), features)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", tiny.CONFIGS)
-def test_every_architecture_with_everything_at_once(name: str) -> None:
-    everything = ("chunked", "preempted", "batched", "overlapped", "aborted", "sampled", "penalised")
-    run_case(tiny_subject(name, False), (*everything, "prefix"))
-    run_case(tiny_subject(name, False), (*everything, "logprobs"))
+def test_every_architecture_with_everything_at_once(load: Load, backend: str, name: str) -> None:
+    run_case(load(name, backend), (*EVERYTHING, "prefix"))
+    run_case(load(name, backend), (*EVERYTHING, "logprobs"))
+
+
+@pytest.mark.parametrize("weights", NATIVE_WEIGHTS)
+def test_the_default_model_in_every_precision(default_model: ModelSource, weights: str) -> None:
+    subject = load_subject(default_model, "native", weights=weights)
+    run_case(subject, (*EVERYTHING, "prefix"))
+    subject.executor.close()

@@ -5,7 +5,9 @@ They are described by Hugging Face configs, so that transformers and Ridgeline r
 
 from __future__ import annotations
 
+import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,7 +93,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ],
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": 24,
-        "head_dim": 24,
+        "head_dim": 32,
         "num_key_value_heads": 1,
         "sliding_window": 24,
         "tie_word_embeddings": True,
@@ -150,3 +152,21 @@ def prompt(config: dict[str, Any], seed: int = 0, length: int = NUM_PROMPT_TOKEN
     """Random token ids, neither bos nor eos."""
     rng = np.random.default_rng([7, seed])
     return [int(t) for t in rng.integers(3, config["vocab_size"], length)]
+
+
+def write_checkpoint(folder: Path, name: str) -> None:
+    """The tiny model `name` as a folder of `config.json` and `model.safetensors` (float32)."""
+    config, header, offset = CONFIGS[name], dict[str, Any](), 0
+    arrays = tensors(config)
+    for key, values in arrays.items():
+        span = [offset, offset + values.nbytes]
+        header[key] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for values in arrays.values():
+            file.write(values.tobytes())
