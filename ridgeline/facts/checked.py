@@ -80,15 +80,15 @@ class Checked:
             raise self.refuse(key, f"expected an object, found {_shown(value)}")
         return Checked(value, f"{self.name} {self.prefix}{key}")
 
-    def token_ids(self, key: str) -> tuple[int, ...]:
-        """One token id or a list of them; () where missing."""
+    def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
+        """One token id below `vocab_size` or a list of them; () where missing."""
         value = self.get(key)
         if value is None:
             return ()
         ids = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
         for token in ids:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < MAX_VOCABULARY:
-                raise self.refuse(key, f"{_shown(token)} is not a token id")
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+                raise self.refuse(key, f"{_shown(token)} is not a token id of a vocabulary of {vocab_size}")
         return tuple(ids)
 
     def _default(self, key: str, default: Any) -> Any:

@@ -58,6 +58,7 @@ def model_spec_from_config(
     if num_heads % num_kv_heads:
         raise facts.refuse("num_key_value_heads", f"{num_kv_heads} does not divide {num_heads} heads")
     head_dim = _head_dim(facts, architecture, hidden, num_heads)
+    vocab_size = facts.integer("vocab_size", 1, MAX_VOCABULARY)
     return ModelSpec(
         name=name,
         architecture=architecture,
@@ -67,7 +68,7 @@ def model_spec_from_config(
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        vocab_size=facts.integer("vocab_size", 1, MAX_VOCABULARY),
+        vocab_size=vocab_size,
         context_length=facts.integer(
             "max_position_embeddings", 1, MAX_CONTEXT, _DEFAULT_CONTEXT.get(architecture, 2_048)
         ),
@@ -84,8 +85,8 @@ def model_spec_from_config(
         rms_norm_offset=1.0 if gemma else 0.0,
         attention_softcap=facts.number("attn_logit_softcapping", 1e-3, 1e6, None) if gemma else None,
         final_softcap=facts.number("final_logit_softcapping", 1e-3, 1e6, None) if gemma else None,
-        bos_token_id=next(iter(facts.token_ids("bos_token_id")), None),
-        eos_token_ids=_eos_token_ids(facts, generation_config),
+        bos_token_id=next(iter(facts.token_ids("bos_token_id", vocab_size)), None),
+        eos_token_ids=_eos_token_ids(facts, generation_config, vocab_size),
         stored_quantization=_DTYPES.get(str(facts.get("dtype") or facts.get("torch_dtype")), "unknown"),
     )
 
@@ -149,10 +150,13 @@ def _attention_scale(facts: Checked, architecture: str, head_dim: int) -> float:
     return 1.0 / math.sqrt(head_dim)
 
 
-def _eos_token_ids(facts: Checked, generation_config: Mapping[str, Any] | None) -> tuple[int, ...]:
-    ids = list(facts.token_ids("eos_token_id"))
+def _eos_token_ids(
+    facts: Checked, generation_config: Mapping[str, Any] | None, vocab_size: int
+) -> tuple[int, ...]:
+    ids = list(facts.token_ids("eos_token_id", vocab_size))
     if generation_config:
-        ids += Checked(generation_config, f"{facts.name} generation_config").token_ids("eos_token_id")
+        generation = Checked(generation_config, f"{facts.name} generation_config")
+        ids += generation.token_ids("eos_token_id", vocab_size)
     return tuple(dict.fromkeys(ids))
 
 

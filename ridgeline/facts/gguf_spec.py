@@ -44,6 +44,7 @@ def model_spec_from_gguf(header: GgufHeader, name: str) -> ModelSpec:
     head_dim = _head_dim(facts, hidden, num_heads)
     if num_heads % num_kv_heads:
         raise facts.refuse("attention.head_count_kv", f"{num_kv_heads} does not divide {num_heads} heads")
+    vocab_size = _vocab_size(header, top, hidden)
     gemma = architecture == "gemma3"
     return ModelSpec(
         name=name,
@@ -54,7 +55,7 @@ def model_spec_from_gguf(header: GgufHeader, name: str) -> ModelSpec:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        vocab_size=_vocab_size(header, top, hidden),
+        vocab_size=vocab_size,
         context_length=facts.integer("context_length", 1, MAX_CONTEXT),
         rms_norm_eps=facts.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
         layers=_layers(header, facts, num_layers, head_dim),
@@ -67,8 +68,8 @@ def model_spec_from_gguf(header: GgufHeader, name: str) -> ModelSpec:
         embedding_scale=math.sqrt(hidden) if gemma else 1.0,
         attention_softcap=facts.number("attn_logit_softcapping", 1e-3, 1e6, None),
         final_softcap=facts.number("final_logit_softcapping", 1e-3, 1e6, None),
-        bos_token_id=next(iter(top.token_ids("tokenizer.ggml.bos_token_id")), None),
-        eos_token_ids=_eos_token_ids(top),
+        bos_token_id=next(iter(top.token_ids("tokenizer.ggml.bos_token_id", vocab_size)), None),
+        eos_token_ids=_eos_token_ids(top, vocab_size),
         stored_quantization=_stored_quantization(header),
     )
 
@@ -116,6 +117,10 @@ def _vocab_size(header: GgufHeader, top: Checked, hidden: int) -> int:
         raise top.refuse("token_embd.weight", "tensor is missing")
     if len(table.shape) != 2 or table.shape[1] != hidden or table.shape[0] > MAX_VOCABULARY:
         raise top.refuse("token_embd.weight", f"shape {table.shape} is not (vocabulary, {hidden})")
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, GgufArray) and len(tokens) > table.shape[0]:
+        message = f"{len(tokens)} tokens, but the embedding has {table.shape[0]} rows"
+        raise top.refuse("tokenizer.ggml.tokens", message)
     return table.shape[0]
 
 
@@ -176,9 +181,9 @@ def _attention_scale(facts: Checked, num_layers: int, hidden: int, num_heads: in
     return 1.0 / math.sqrt(head_dim)
 
 
-def _eos_token_ids(top: Checked) -> tuple[int, ...]:
+def _eos_token_ids(top: Checked, vocab_size: int) -> tuple[int, ...]:
     keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    ids = [token for key in keys for token in top.token_ids(f"tokenizer.ggml.{key}")]
+    ids = [token for key in keys for token in top.token_ids(f"tokenizer.ggml.{key}", vocab_size)]
     return tuple(dict.fromkeys(ids))
 
 

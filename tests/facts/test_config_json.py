@@ -212,6 +212,7 @@ def test_unsupported_is_named(config: dict[str, Any], changes: dict[str, Any], f
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"eos_token_id": [2, 128256]}, "eos_token_id"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"architectures": "LlamaForCausalLM"}, "architectures"),
     ],

@@ -126,6 +126,8 @@ def test_unsupported_is_named(tmp_path: Path, changes: dict[str, Any], field: st
         ({"llama__rope__freq_base": float("nan")}, "llama.rope.freq_base"),
         ({"llama__attention__layer_norm_rms_epsilon": -1.0}, "llama.attention.layer_norm_rms_epsilon"),
         ({"tokenizer__ggml__eos_token_id": -5}, "tokenizer.ggml.eos_token_id"),
+        ({"tokenizer__ggml__eot_token_id": 16}, "tokenizer.ggml.eot_token_id"),
+        ({"tokenizer__ggml__tokens": ["t"] * 17}, "tokenizer.ggml.tokens"),
         ({"general__architecture": None}, "general.architecture"),
     ],
 )
