@@ -18,9 +18,9 @@ HEAD = """# Which features work together
 
 Written by `python -m tests.contracts.write_feature_matrix`; not edited by hand. For each pair of features the
 engine ran four to six requests with both switched on, and both were seen to happen. **yes**: every token
-equals that of a naive generation, which recomputes the whole sequence for each token, with no cache, no batch and a
-sampler of its own. The diagonal is the feature alone. `tests/contracts/test_oracle.py` asserts the same, for
-every architecture, and for the default model in each precision of the native backend.
+equals that of a naive generation, which recomputes the whole sequence for each token, with no cache, no
+batch and a sampler of its own. The diagonal is the feature alone. `tests/contracts/test_oracle.py` asserts
+the same, for every architecture, and for the default model in each precision of the native backend.
 """
 
 
