@@ -35,6 +35,7 @@ class Detokenizer:
         self._token_bytes = token_bytes
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._matchers = tuple(_Matcher(text) for text in stop)
+        self._first_chars = frozenset(text[0] for text in stop)
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._held = ""
@@ -66,6 +67,8 @@ class Detokenizer:
 
     def _advance(self, text: str) -> str:
         """Run the matchers over new text; returns what can no longer be part of a stop string."""
+        if not self._held and self._first_chars.isdisjoint(text):
+            return text  # no match under way (what is held is the longest of them) and none begins
         buffer = self._held + text
         counts = self.num_tokens >= self._min_tokens
         for end, char in enumerate(text, len(self._held) + 1):
