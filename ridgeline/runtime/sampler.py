@@ -22,13 +22,17 @@ from ridgeline.runtime.philox import uniform
 Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
 
-HEAD_DEPTH = np.float32(8.0)
-"""Tokens within this of the largest scaled logit are sorted at first: nearly always all that matters."""
+HEAD_DEPTH = np.float32(3.0)
+"""Tokens within this of the largest scaled logit are sorted at first; nearly always they decide."""
+DEEPER = np.float32(7.0)
+"""Those are sorted next, before the whole row."""
+MAX_HEAD = 2048
+"""A row with more tokens than this in its head is sorted by itself."""
+CACHED_VALUES = 1 << 18
+"""Logits worked on at a time, so that they stay in the processor's cache."""
 NO_LIMIT = np.iinfo(np.int64).max
 MIN_TEMPERATURE = 1e-5
 """A smaller one counts as this: nothing but the likeliest token is left anyway."""
-MAX_HEAD = 2048
-"""With more tokens than this in its head, a row is sorted whole, by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +115,36 @@ def adjust(logits: Array, row: SampleRow) -> None:
 def draw(logits: Array, rows: list[SampleRow]) -> Int32Array:
     """One token for each row `[m, vocab]` by temperature, truncation and its own random number."""
     limits = Limits.of(rows)
+    step = max(1, CACHED_VALUES // logits.shape[1])
+    groups = [slice(i, i + step) for i in range(0, len(rows), step)]
+    return np.concatenate([_draw(logits[group], limits.at(group)) for group in groups])
+
+
+def _draw(logits: Array, limits: Limits) -> Int32Array:
+    """The likeliest tokens nearly always decide; only then is more of a row sorted, at last all of it."""
     scaled = (logits - logits.max(axis=1, keepdims=True)) / limits.temperature[:, None]
     mass = np.exp(scaled).sum(axis=1).astype(np.float64)
-    tokens = np.full(len(rows), -1, np.int32)
+    tokens = np.full(len(logits), -1, np.int32)
     in_head = scaled > -HEAD_DEPTH
     small = np.flatnonzero(in_head.sum(axis=1) <= MAX_HEAD)
     if len(small):
-        head, ids, sizes = sorted_heads(scaled[small], in_head[small])
-        index = pick(head, sizes, logits.shape[1], mass[small], limits.at(small))
-        found = np.flatnonzero(index >= 0)
-        tokens[small[found]] = ids[found, index[found]]
-    for i in np.flatnonzero(tokens < 0):  # the head did not decide, or was too large: sort the whole row
-        order = np.argsort(-scaled[i], kind="stable")
+        tokens[small] = _draw_from(scaled[small], in_head[small], mass[small], limits.at(small))
+    for i in np.flatnonzero(tokens < 0):
         one = slice(i, i + 1)
-        size = np.array([len(order)])
-        index = pick(scaled[i][order][None], size, len(order), mass[one], limits.at(one))
-        tokens[i] = order[index[0]]
+        for depth in (DEEPER, np.float32(np.inf)):
+            tokens[one] = _draw_from(scaled[one], scaled[one] >= -depth, mass[one], limits.at(one))
+            if tokens[i] >= 0:
+                break
     return tokens
+
+
+def _draw_from(
+    scaled: Array, in_head: npt.NDArray[np.bool_], mass: npt.NDArray[np.float64], limits: Limits
+) -> Int32Array:
+    """Draw among the tokens in the heads; -1 where those do not decide."""
+    head, ids, sizes = sorted_heads(scaled, in_head)
+    index = pick(head, sizes, scaled.shape[1], mass, limits)
+    return np.where(index < 0, -1, ids[np.arange(len(ids)), index]).astype(np.int32)
 
 
 def sorted_heads(
@@ -135,18 +152,20 @@ def sorted_heads(
 ) -> tuple[Array, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Each row's values where `in_head`, in descending order, ties by id: (values, ids, sizes).
 
-    `[m, vocab]` -> `[m, width]`, `[m, width]`, `[m]`; values beyond a row's size are -inf.
+    `[m, vocab]` -> `[m, width]`, `[m, width]`, `[m]`; values beyond a row's size are -inf. No value is
+    positive, and the bits of such floats ascend as the floats descend: (bits, id) sorts as one integer.
     """
     sizes = in_head.sum(axis=1)
-    row_of, ids = np.nonzero(in_head)
-    values = scaled[row_of, ids]
-    order = np.lexsort((ids, -values, row_of))
-    column = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    head = np.full((len(scaled), sizes.max()), -np.inf, np.float32)
-    head_ids = np.zeros(head.shape, np.int64)
-    head[row_of, column] = values[order]
-    head_ids[row_of, column] = ids[order]
-    return head, head_ids, sizes
+    at = np.flatnonzero(in_head)
+    row_of, ids = np.divmod(at, scaled.shape[1])
+    column = np.arange(len(at)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    keys = np.full((len(scaled), sizes.max()), np.iinfo(np.uint64).max)
+    bits = scaled.reshape(-1)[at].view(np.uint32).astype(np.uint64)
+    keys[row_of, column] = (bits << np.uint64(32)) | ids.astype(np.uint64)
+    keys.sort(axis=1)
+    head = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    head[np.arange(keys.shape[1]) >= sizes[:, None]] = -np.inf
+    return head, (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), sizes
 
 
 @dataclass(frozen=True, slots=True)
