@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         # The interpreter flushes stdout once more as it ends: let it flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except SystemExit as stop:  # typer's own end for a broken pipe; uvicorn's when it cannot start
+        return EXIT_BROKEN_PIPE if isinstance(stop.__context__, BrokenPipeError) else _exit_code(stop)
     except Exception as error:
         if os.environ.get("RIDGELINE_DEBUG"):
             raise
@@ -61,6 +63,10 @@ def run(arguments: Sequence[str]) -> int:
             print(message, file=sys.stderr)
         return code
     return result if isinstance(result, int) else 0
+
+
+def _exit_code(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def serve(
     from ridgeline.engine.build import prepare
 
     server_options = server.options()
+    _check_port(server_options.host, server_options.port)
     options = engine.options(model)
     with load_progress(quiet=json) as progress:
         prepared = prepare(options, progress)
@@ -114,6 +115,25 @@ def serve(
             _say(_greeting(address, name, bool(server_options.api_keys)))
 
     run(lambda: _load(options, quiet=json), server_options, on_ready=ready)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on before a model is loaded for it."""
+    import socket
+
+    from ridgeline.engine.errors import ConfigError
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise ConfigError("host", f"{host!r} cannot be resolved ({error.strerror})") from None
+    except OSError as error:
+        raise ConfigError(
+            "port", f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+        ) from None
 
 
 def _load(options: EngineOptions, quiet: bool) -> AsyncEngine:

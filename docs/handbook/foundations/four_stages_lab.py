@@ -95,10 +95,9 @@ def relations(
             f"tokens",
         ),
         Relation(
-            "but not in proportion: a prompt shares one pass",
-            ttft_s[longest] / ttft_s[shortest] < longest / shortest,
-            f"{longest / shortest:.0f} times the tokens, {ttft_s[longest] / ttft_s[shortest]:.1f} times "
-            f"the wait",
+            f"a prompt of {shortest} tokens takes less than {shortest // 2} decode steps: it shares one pass",
+            1e6 * ttft_s[shortest] < shortest / 2 * decode_us,
+            f"{1e6 * ttft_s[shortest] / decode_us:.1f} steps",
         ),
     )
 
