@@ -151,22 +151,34 @@ static void chunk_values(const KvLayer& layer, int64_t num_rows, const ChunkTile
     values_by_dots(buffers.scores, num_rows, tiles, computed, buffers.chunk_values);
 }
 
+// Probabilities of all rows of a chunk, in place of their scores. The maxima come first, in a loop of their own, so that a row's
+// exponentials need not wait for its horizontal maximum.
+static void chunk_softmax(const AttentionArgs& args, const TilePlan& plan, const QueryTile& tile, int64_t chunk, Span computed,
+                          const TileBuffers& buffers) {
+    const int64_t num_rows = tile.num_tokens * plan.heads_per_tile;
+    Span visible[kTileRows];
+    for (int64_t row = 0; row < num_rows; ++row) {
+        visible[row] = visible_span(args, tile.position + row / plan.heads_per_tile, chunk);
+        buffers.chunk_softmax[row] = {0.0f, 0.0f};
+        if (visible[row].begin >= visible[row].end) continue;
+        float* scores = buffers.scores + row * kAttentionChunk;
+        if (args.softcap > 0) cap_scores(scores, visible[row], args.softcap);
+        buffers.chunk_softmax[row].maximum = largest_score(scores, visible[row]);
+    }
+    for (int64_t row = 0; row < num_rows; ++row) {
+        if (visible[row].begin >= visible[row].end) continue;
+        ChunkSoftmax& softmax = buffers.chunk_softmax[row];
+        softmax.sum = exponentiate_in_place(buffers.scores + row * kAttentionChunk, softmax.maximum, computed, visible[row]);
+    }
+}
+
 // One chunk of one tile: (m, l) to buffers.chunk_softmax, T to buffers.chunk_values.
 static void attend_chunk(const AttentionArgs& args, const TilePlan& plan, const QueryTile& tile, int64_t chunk,
                          const ChunkTiles& tiles, const ChunkTiles* next, const TileBuffers& buffers) {
     const int64_t num_rows = tile.num_tokens * plan.heads_per_tile;
     const Span computed = computed_span(args, tile, chunk);
     chunk_scores(args.layer, num_rows, tiles, computed, buffers);
-    for (int64_t row = 0; row < num_rows; ++row) {
-        const Span visible = visible_span(args, tile.position + row / plan.heads_per_tile, chunk);
-        float* scores = buffers.scores + row * kAttentionChunk;
-        if (visible.begin >= visible.end) {
-            buffers.chunk_softmax[row] = {0.0f, 0.0f};
-            continue;
-        }
-        if (args.softcap > 0) cap_scores(scores, visible, args.softcap);
-        buffers.chunk_softmax[row] = softmax_in_place(scores, computed, visible);
-    }
+    chunk_softmax(args, plan, tile, chunk, computed, buffers);
     chunk_values(args.layer, num_rows, tiles, next, computed, buffers);
 }
 

@@ -59,7 +59,8 @@ RL_INLINE void store_tiles(float* to, int64_t row_bytes) {
 template <int M>
 static void scores_by_tiles(const uint16_t* q, const ChunkTiles& tiles, Span computed, float* scores) {
     const uint8_t* rows = reinterpret_cast<const uint8_t*>(q);
-    for (int64_t group = computed.begin / kGroupTokens; group < computed.end / kGroupTokens; group += 2) {
+    const int64_t end = computed.end / kGroupTokens;
+    for (int64_t group = computed.begin / kGroupTokens; group < end; group += 2) {
         zero_tiles<M>();
         for (int64_t depth = 0; depth < tiles.head_dim / 32; ++depth) {
             if constexpr (M == 1) {
@@ -77,9 +78,10 @@ template <int M>
 static void values_by_tiles(const float* probabilities, const ChunkTiles& tiles, const ChunkTiles* next, Span computed,
                             float* values) {
     const uint8_t* rows = reinterpret_cast<const uint8_t*>(probabilities);
+    const int64_t end = computed.end / kGroupTokens;
     for (int64_t dims = 0; dims < tiles.head_dim / 16; dims += 2) {
         zero_tiles<M>();
-        for (int64_t group = computed.begin / kGroupTokens; group < computed.end / kGroupTokens; group += 2) {
+        for (int64_t group = computed.begin / kGroupTokens; group < end; group += 2) {
             const uint8_t* value = tiles.values[group] + dims * tiles.dims_stride;
             if (M == 1 && next != nullptr && next->keys[group] != nullptr) {
                 prefetch_tile(next->keys[group] + dims / 2 * kTileBytes);

@@ -33,13 +33,16 @@ RL_INLINE VecInt lanes_within(int64_t at, Span span) {
 
 RL_INLINE Vec select(VecInt mask, Vec yes, Vec no) { return from_bits((bits_of(yes) & mask) | (bits_of(no) & ~mask)); }
 
-// Calls body(at, mask, is_edge) for the vectors that touch `span`, from one aligned to the chunk.
+// Calls body(at, is_edge) for the vectors that touch `span`, from one aligned to the chunk; edges have lanes outside of it.
 template <class Body>
 RL_INLINE void for_each_visible(Span span, Body body) {
-    for (int64_t at = span.begin / kLanes * kLanes; at < span.end; at += kLanes) {
-        const bool is_edge = at < span.begin || at + kLanes > span.end;
-        body(at, is_edge);
+    int64_t at = span.begin / kLanes * kLanes;
+    if (at < span.begin) {
+        body(at, true);
+        at += kLanes;
     }
+    for (; at + kLanes <= span.end; at += kLanes) body(at, false);
+    if (at < span.end) body(at, true);
 }
 
 // s -> cap * log2(e) * tanh(s / cap)
@@ -49,24 +52,31 @@ RL_INLINE void cap_scores(float* scores, Span visible, float softcap) {
     for_each_visible(visible, [&](int64_t at, bool) { store(scores + at, factor * tanh(inverse * load(scores + at))); });
 }
 
-// The scores of one row become probabilities times 2^maximum, as bf16 in the first half of the same memory: zero in `computed`
-// outside `visible`. `computed` is a multiple of 16 at both ends. Returns the maximum and the sum.
+// Of a row's chunk: the largest visible score, and the sum of 2^(score - maximum); {0, 0} if nothing is visible.
 struct ChunkSoftmax {
     float maximum;
     float sum;
 };
 
-RL_INLINE ChunkSoftmax softmax_in_place(float* scores, Span computed, Span visible) {
+RL_INLINE float largest_score(const float* scores, Span visible) {
     const Vec lowest = splat(-__builtin_inff());
     Vec largest = lowest;
     for_each_visible(visible, [&](int64_t at, bool is_edge) {
         const Vec s = load(scores + at);
         largest = max(largest, is_edge ? select(lanes_within(at, visible), s, lowest) : s);
     });
-    const float maximum = reduce_max(largest);
+    return reduce_max(largest);
+}
 
+RL_INLINE void clear_probabilities(uint16_t* probabilities, int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at += kLanes) store_bf16(probabilities + at, zero());
+}
+
+// The scores of one row become 2^(score - maximum), as bf16 in the first half of the same memory (a vector is read before its place
+// is written), and zero in `computed` outside of `visible`. `computed` is a multiple of 16 at both ends. Returns the sum.
+RL_INLINE float exponentiate_in_place(float* scores, float maximum, Span computed, Span visible) {
     uint16_t* probabilities = reinterpret_cast<uint16_t*>(scores);
-    for (int64_t at = computed.begin; at < visible.begin / kLanes * kLanes; at += kLanes) store_bf16(probabilities + at, zero());
+    clear_probabilities(probabilities, computed.begin, visible.begin / kLanes * kLanes);
     Vec sum = zero();
     const Vec shift = splat(maximum);
     for_each_visible(visible, [&](int64_t at, bool is_edge) {
@@ -75,9 +85,8 @@ RL_INLINE ChunkSoftmax softmax_in_place(float* scores, Span computed, Span visib
         sum += p;
         store_bf16(probabilities + at, p);
     });
-    for (int64_t at = (visible.end + kLanes - 1) / kLanes * kLanes; at < computed.end; at += kLanes)
-        store_bf16(probabilities + at, zero());
-    return {maximum, reduce_add(sum)};
+    clear_probabilities(probabilities, (visible.end + kLanes - 1) / kLanes * kLanes, computed.end);
+    return reduce_add(sum);
 }
 
 // A row's running result: start from maximum = -inf, sum = 0, values = 0.

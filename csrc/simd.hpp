@@ -132,21 +132,29 @@ RL_INLINE Vec round_nearest(Vec value) {
 // 2^n for integral n in -126..127.
 RL_INLINE Vec power_of_two(Vec n) { return from_bits((to_int(n) + 127) << 23); }
 
-// Sum of the lanes, by halves (one fixed order).
+// Sum of the lanes, by halves (one fixed order: _mm512_reduce_add_ps adds in the same one).
 RL_INLINE float reduce_add(Vec value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(value);
+#else
     float lanes[kLanes];
     store(lanes, value);
     for (int width = kLanes / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
     return lanes[0];
+#endif
 }
 
 RL_INLINE float reduce_max(Vec value) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(value);
+#else
     float lanes[kLanes];
     store(lanes, value);
     for (int width = kLanes / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
     return lanes[0];
+#endif
 }
 
 // ---- bfloat16: the upper half of a float32, rounded to nearest even ----

@@ -36,10 +36,16 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("block_size", [16, 32, 48, 64])
+@pytest.mark.parametrize("block_size", [16, 32])
 def test_whole_prompts(tier, pool, heads, block_size):
-    sequences = Sequences(native, tier, [1, 45, 300], *heads, block_size=block_size)
+    sequences = Sequences(native, tier, [1, 45, 270 if heads[0] < 40 else 50], *heads, block_size=block_size)
     check(sequences, sequences.run(pool, chunk=1000, together=True))
+
+
+@pytest.mark.parametrize("block_size", [48, 64, 256])
+def test_other_block_sizes(tier, pool, block_size):
+    sequences = Sequences(native, tier, [300, 45], block_size=block_size)
+    check(sequences, sequences.run(pool, chunk=101, together=True))
 
 
 @pytest.mark.parametrize("window", [1, 7, 32, 100, 256, 5000])
@@ -54,9 +60,11 @@ def test_softcap(tier, pool):
     check(sequences, sequences.run(pool, 64, together=True))
 
 
-@pytest.mark.parametrize("block_size", [16, 32])
-@pytest.mark.parametrize("window", [0, 100])
-@pytest.mark.parametrize("heads", [(6, 2, 64), (4, 1, 96), (8, 1, 128)], ids=str)
+@pytest.mark.parametrize(
+    ("heads", "window", "block_size"),
+    [((6, 2, 64), 0, 32), ((6, 2, 64), 100, 16), ((4, 1, 96), 100, 32), ((8, 1, 128), 0, 16)],
+    ids=str,
+)
 def test_bits_do_not_depend_on_chunks_batch_or_threads(tier, pool, heads, window, block_size):
     sequences = Sequences(native, tier, [530, 1, 17, 256, 33, 300, 100], *heads, window=window, block_size=block_size)
     alone = native.ThreadPool(1, tier)
