@@ -192,7 +192,8 @@ class AsyncEngine:
         self._intake = parts.intake
         self._loop = parts.step_loop()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._routes: dict[str, _Route] = {}  # engine thread only
+        self._routes: dict[str, _Route] = {}  # engine thread only, as is
+        self._outbox: list[Output] = []
         self._subscribers: tuple[EventCallback, ...] = ()
         self._thread = threading.Thread(target=self._run, name="ridgeline-engine", daemon=True)
         self._lock = threading.Lock()
@@ -442,8 +443,9 @@ class AsyncEngine:
         try:
             while self._take_commands():
                 if self._loop.has_work():
-                    self._deliver(self._loop.step())
-                self._publish(self._loop.take_events())
+                    self._outbox += self._loop.step()
+                self._publish()
+                self._deliver()
             self._end("the engine was closed", "abort")
         except BaseException as error:
             logger.exception("the engine thread failed")
@@ -458,8 +460,6 @@ class AsyncEngine:
     def _take_commands(self) -> bool:
         """Carry out what has been asked for; waits when there is nothing else to do. False: close."""
         idle = not self._loop.has_work()
-        if idle and self._commands.empty():
-            self._rest()
         while idle or not self._commands.empty():
             command = self._commands.get()
             if command is _CLOSE:
@@ -471,7 +471,7 @@ class AsyncEngine:
     def _carry_out(self, command: _Add | _Abort) -> None:
         if isinstance(command, _Abort):
             for job_id in (command.job_id,) if command.job_id is not None else tuple(self._loop.jobs):
-                self._deliver(self._loop.abort(job_id))
+                self._outbox += self._loop.abort(job_id)
             return
         job, route = command.job, command.route
         try:
@@ -481,8 +481,9 @@ class AsyncEngine:
             return
         self._routes[job.id] = route
 
-    def _deliver(self, outputs: list[Output]) -> None:
-        """Hand the deltas of a step to their event loops, one call for each loop."""
+    def _deliver(self) -> None:
+        """Hand the deltas of a round to their event loops, one call for each loop."""
+        outputs, self._outbox = self._outbox, []
         if not outputs:
             return
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Route, CompletionDelta]]] = {}
@@ -509,12 +510,13 @@ class AsyncEngine:
                 if delta.finish_reason is None and generation is not None:
                     self._commands.put(_Abort(generation.job.id))
 
-    def _publish(self, events: list[Event]) -> None:
-        """Gauges and subscribers."""
+    def _publish(self) -> None:
+        """Gauges and subscribers, before the deltas: who has an answer finds it counted."""
+        events = self._loop.take_events()
         if not events:
             return
-        last = events[-1]
-        if isinstance(last, StepCompleted):
+        last = next((event for event in reversed(events) if isinstance(event, StepCompleted)), None)
+        if last is not None:
             self._stats = EngineStats(
                 last.num_running,
                 last.num_waiting,
@@ -523,15 +525,16 @@ class AsyncEngine:
                 last.num_blocks,
                 last.step + 1,
             )
+        if not self._loop.has_work():
+            self._take_stock()
         for callback in self._subscribers:
             try:
                 callback(events)
             except Exception:
                 logger.exception("a subscriber to the engine's events failed")
 
-    def _rest(self) -> None:
-        """About to wait: the exact gauges, since no step will bring them."""
-        self._publish(self._loop.take_events())
+    def _take_stock(self) -> None:
+        """The exact gauges, where no further step will bring them."""
         stats = self.parts.engine.scheduler.stats()
         self._stats = EngineStats(
             stats.num_running,
@@ -545,11 +548,12 @@ class AsyncEngine:
     def _end(self, message: str, reason: FinishReason) -> None:
         """Every live request gets its last delta: nothing may wait for an engine that is gone."""
         if reason == "abort":
-            for job_id in list(self._loop.jobs):
-                self._deliver(self._loop.abort(job_id))
-            self._publish(self._loop.take_events())
+            for job_id in tuple(self._loop.jobs):
+                self._outbox += self._loop.abort(job_id)
+            self._publish()
         else:
-            self._deliver(self._loop.fail(message))
+            self._outbox += self._loop.fail(message)
+        self._deliver()
         with self._lock:
             self._ended = True
         while not self._commands.empty():
