@@ -12,7 +12,7 @@ namespace ridgeline {
 
 namespace {
 
-constexpr int kSpinRounds = 4000;  // about 50 us: longer than a kernel's skew, shorter than a time slice
+constexpr int kSpinRounds = 1000;  // about 50 us: longer than a kernel's skew, shorter than a time slice
 
 inline void pause_briefly() {
 #if defined(__x86_64__)

@@ -35,8 +35,7 @@ def load(
         max_model_len=config.max_model_len,
         tier=config.isa_tier,
     )
-    stream = open_tensors(source, spec, progress)
-    model = load_model(spec, stream, backend)
+    model = load_model(spec, open_tensors(source, spec), backend, progress)
     layout = config.kv_layout(spec)
     backend.allocate_kv(layout, config.num_blocks)
     return ModelExecutor(
