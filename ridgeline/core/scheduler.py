@@ -411,7 +411,8 @@ class Scheduler:
             if start < num_prompt:
                 add_event(PromptComputed(now, sequence.id, start, min(end, num_prompt) - start, payload))
             if len(sampled) != num_samples:
-                error = f"the executor sampled {len(sampled)} tokens where {num_samples} were planned"
+                error = result.row_errors[rows.index(row)] if result.row_errors else None
+                error = error or f"the executor sampled {len(sampled)} tokens, not {num_samples}"
                 self._finish(sequence, "error", now, events, error=error)
             elif num_samples:
                 token = sampled[0]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ridgeline.core.config import SchedulerConfig
+from ridgeline.core.event import Finished
 from ridgeline.core.plan import Admission, Row, StepPlan
 from ridgeline.core.request import Request
+from ridgeline.core.scheduler import Scheduler
+from ridgeline.engine.clock import MonotonicClock
+from ridgeline.engine.engine import Engine
 from ridgeline.engine.logprobs import RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.batch import Batch
@@ -140,3 +145,16 @@ def test_logits_that_are_not_numbers_fail_their_row_alone() -> None:
     result = faulty_result(1)
     assert result.error is None and result.tokens == ((0,), ())  # type: ignore[attr-defined]
     assert result.row_errors == (None, "the model's logits are not finite")  # type: ignore[attr-defined]
+
+
+def test_a_row_that_fails_ends_its_request_alone_and_says_why() -> None:
+    executor = ModelExecutor(
+        None, Faulty(9, 1), block_size=8, num_groups=1, max_model_len=64, max_num_seqs=2  # type: ignore[arg-type]
+    )  # fmt: skip
+    engine = Engine(Scheduler(SchedulerConfig(block_size=8, num_blocks=16)), executor, MonotonicClock())
+    for name in "ab":
+        engine.add(Request(name, (1, 2, 3), 1, sampling=GREEDY))
+    events = engine.step()
+    finished = {e.request_id: (e.reason, e.error) for e in events if isinstance(e, Finished)}
+    engine.close()
+    assert finished == {"a": ("length", None), "b": ("error", "the model's logits are not finite")}

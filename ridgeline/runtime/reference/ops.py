@@ -114,7 +114,7 @@ class ReferenceOps:
             weighted = weighted * shrink + shares @ values.transpose(1, 0, 2)
             maximum = new_maximum
         # A padding token may see nothing, beyond a window's end: its total is 0, and it is cut off.
-        attended: Array = weighted / np.maximum(total, np.float32(1e-30))
+        attended: Array = np.divide(weighted, np.maximum(total, np.float32(1e-30)), dtype=np.float32)
         return attended.reshape(kv_heads, QUERY_TILE, group, head_dim).transpose(1, 0, 2, 3)[:tokens]
 
     def gated_mlp(self, x: Array, gate_up: Matrix, down: Matrix, activation: Activation) -> Array:
@@ -141,7 +141,8 @@ def softcapped(x: Array, cap: float | None) -> Array:
     """cap * tanh(x / cap), or x where there is no cap."""
     if cap is None:
         return x
-    return (np.float32(cap) * np.tanh(x / np.float32(cap))).astype(np.float32, copy=False)
+    capped: Array = (np.float32(cap) * np.tanh(x / np.float32(cap))).astype(np.float32, copy=False)
+    return capped
 
 
 def silu(x: Array) -> Array:
