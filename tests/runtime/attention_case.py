@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+Row = tuple[int, int, int]
+"""(request, start, count)"""
 
 
 def round_to_bf16(x: np.ndarray) -> np.ndarray:
@@ -16,7 +20,10 @@ def round_to_bf16(x: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Sequences:
-    """Requests with all of their tokens known: q `[tokens, heads, dim]`, k and v `[tokens, kv_heads, dim]` each, in a shuffled pool."""
+    """Requests with all of their tokens known, over a pool of blocks in random order.
+
+    Of each request q is `[tokens, heads, dim]` and k and v are `[tokens, kv_heads, dim]`.
+    """
 
     native: Any
     tier: str
@@ -36,13 +43,14 @@ class Sequences:
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
-        shapes = [(n, heads, self.head_dim) for heads in (self.num_heads, self.num_kv_heads) for n in self.lengths]
-        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in [*shapes, *shapes[len(self.lengths) :]]]
-        count = len(self.lengths)
-        self.q, self.k, self.v = arrays[:count], arrays[count : 2 * count], arrays[2 * count :]
+        self.q, self.k, self.v = (
+            [rng.standard_normal((n, heads, self.head_dim)).astype(np.float32) for n in self.lengths]
+            for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        )
         self.scale = self.head_dim**-0.5 * 2
         self.blocks = [-(-n // self.block_size) for n in self.lengths]
         num_blocks = sum(self.blocks) + 3
+        count = len(self.lengths)
         order = rng.permutation(num_blocks).astype(np.int32)
         self.tables = np.full((count, max(self.blocks)), -1, np.int32)
         for r, blocks in enumerate(self.blocks):
@@ -54,7 +62,7 @@ class Sequences:
     def expected(self, request: int) -> np.ndarray:
         """Dense causal attention in float64 over keys and values rounded to bf16: `[tokens, heads * dim]`."""
         group = self.num_heads // self.num_kv_heads
-        k, v = (np.repeat(round_to_bf16(x[request]).astype(np.float64), group, axis=1) for x in (self.k, self.v))
+        k, v = (np.repeat(round_to_bf16(x[request]).astype(float), group, axis=1) for x in (self.k, self.v))
         scores = np.einsum("qhd,khd->hqk", self.q[request].astype(np.float64), k) * self.scale
         if self.softcap:
             scores = self.softcap * np.tanh(scores / self.softcap)
@@ -65,10 +73,10 @@ class Sequences:
         p /= p.sum(axis=-1, keepdims=True)
         return np.einsum("hqk,khd->qhd", p, v).reshape(len(k), -1)
 
-    def step(self, pool: Any, spans: list[tuple[int, int, int]], workspace_floats: int = 0) -> list[np.ndarray]:
+    def step(self, pool: Any, spans: list[Row], workspace_floats: int = 0) -> list[np.ndarray]:
         """Run (request, start, count) rows as one step: `[count, heads * dim]` of each."""
         q, k, v = (
-            np.concatenate([x[r][start : start + count].reshape(count, x[r][0].size) for r, start, count in spans])
+            np.concatenate([x[r][a : a + count].reshape(count, x[r][0].size) for r, a, count in spans])
             for x in (self.q, self.k, self.v)
         )
         row_starts = np.cumsum([0] + [count for _, _, count in spans]).astype(np.int32)
@@ -79,9 +87,11 @@ class Sequences:
         self.native.kv_write(pool, self.pages, *shape, k, v, tier=self.tier)
         y = np.full_like(q, np.nan)
         self.native.attention(
-            pool, self.pages, *shape, q, y, self.scale, self.window, self.softcap, workspace_floats, tier=self.tier
+            *(pool, self.pages, *shape, q, y),
+            *(self.scale, self.window, self.softcap, workspace_floats),
+            tier=self.tier,
         )
-        return [y[a:b] for a, b in zip(row_starts[:-1], row_starts[1:], strict=True)]
+        return [y[a:b] for a, b in pairwise(row_starts)]
 
     def _forget_before_windows(self, tables: np.ndarray, before: np.ndarray) -> None:
         if self.window:
@@ -94,7 +104,8 @@ class Sequences:
         groups = [list(range(len(self.lengths)))] if together else [[r] for r in range(len(self.lengths))]
         for requests in groups:
             for start in range(0, max(self.lengths[r] for r in requests), chunk):
-                spans = [(r, start, min(chunk, self.lengths[r] - start)) for r in requests if start < self.lengths[r]]
+                counts = {r: min(chunk, self.lengths[r] - start) for r in requests}
+                spans = [(r, start, count) for r, count in counts.items() if count > 0]
                 for (r, _, _), y in zip(spans, self.step(pool, spans, workspace_floats), strict=True):
                     results[r].append(y)
         return [np.concatenate(parts) for parts in results]

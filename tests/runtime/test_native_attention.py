@@ -1,4 +1,4 @@
-"""Paged attention and the KV cache on every tier of this machine: against numpy float64, and bit against bit."""
+"""Paged attention and the KV cache on every tier of this machine: against float64, and bit against bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ native = pytest.importorskip("ridgeline.runtime.native._native")
 
 TIERS = native.available_tiers()
 HEADS = [(2, 2, 64), (6, 2, 64), (4, 1, 96), (8, 1, 128), (3, 1, 256), (5, 1, 80), (40, 1, 32), (71, 1, 64)]
-"""(num_heads, num_kv_heads, head_dim): groups of 1, 3, 4, 8, odd ones, and more heads than a tile has rows."""
+"""(num_heads, num_kv_heads, head_dim): groups of 1, 3, 4, 8, odd ones, and more than a tile has rows."""
 
 
 @pytest.fixture(scope="module", params=TIERS)
@@ -66,7 +66,8 @@ def test_softcap(tier, pool):
     ids=str,
 )
 def test_bits_do_not_depend_on_chunks_batch_or_threads(tier, pool, heads, window, block_size):
-    sequences = Sequences(native, tier, [530, 1, 17, 256, 33, 300, 100], *heads, window=window, block_size=block_size)
+    lengths = [530, 1, 17, 256, 33, 300, 100]
+    sequences = Sequences(native, tier, lengths, *heads, window=window, block_size=block_size)
     alone = native.ThreadPool(1, tier)
     whole = sequences.run(alone, chunk=1000, together=False)
     check(sequences, whole)

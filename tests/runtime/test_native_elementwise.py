@@ -47,7 +47,8 @@ def test_rope(tier, pool, head_dim, rotary_dim):
     positions = np.array([0, 49, 7, 7, 23], np.int32)
     x = normal(5, 3 * head_dim)
     y = x.copy()
-    native.rope(pool, y, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32), positions, head_dim, tier=tier)
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    native.rope(pool, y, cos, sin, positions, head_dim, tier=tier)
     heads = x.reshape(5, 3, head_dim).astype(np.float64)
     c, s = np.cos(angles)[positions][:, None], np.sin(angles)[positions][:, None]
     a, b = heads[..., :half], heads[..., half:rotary_dim]
@@ -68,7 +69,8 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(tier, pool, name):
     function, low, high = FUNCTIONS[name]
-    x = np.concatenate([np.linspace(low, high, 20001), np.linspace(-1, 1, 20001), [0.0, 1e-6]]).astype(np.float32)
+    ranges = [np.linspace(low, high, 20001), np.linspace(-1, 1, 20001), [0.0, 1e-6]]
+    x = np.concatenate(ranges).astype(np.float32)
     y = np.empty_like(x)
     native.apply(pool, name, x, y, tier=tier)
     tolerance = 3e-6 if name == "gelu_tanh" else 1e-6  # its exponent is a rounded polynomial of up to 40

@@ -30,7 +30,8 @@ def random_blocks(kind: GgmlType, num_blocks: int) -> np.ndarray:
 def test_rows_equal_the_gguf_package(tier, kind):
     if kind.block_size == 1:
         values = np.random.default_rng(0).standard_normal(777).astype(np.float32)
-        blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType(int(kind))).view(np.uint8).reshape(777, -1)
+        stored = gguf.quants.quantize(values, gguf.GGMLQuantizationType(int(kind)))
+        blocks = stored.view(np.uint8).reshape(777, -1)
     else:
         blocks = random_blocks(kind, 9)
     expected = gguf.quants.dequantize(blocks.reshape(1, -1), gguf.GGMLQuantizationType(int(kind))).ravel()
