@@ -16,7 +16,6 @@ import logging
 import queue
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,21 +23,23 @@ from typing import TYPE_CHECKING
 
 from ridgeline.core.event import Event, FinishReason, StepCompleted
 from ridgeline.engine.errors import EngineClosed, EngineOverloaded, InvalidParameter
+from ridgeline.engine.generation import Generation, Route
 from ridgeline.engine.intake import Job
-from ridgeline.engine.output_processor import Output, OutputBuilder, join_deltas
-from ridgeline.engine.outputs import CompletionDelta, PositionLogprobs, RequestOutput
+from ridgeline.engine.output_processor import Output, OutputBuilder
+from ridgeline.engine.outputs import CompletionDelta, RequestOutput
 from ridgeline.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from ridgeline.engine.build import EngineParts, StageProgress
     from ridgeline.engine.options import EngineOptions
 
+__all__ = ["AsyncEngine", "EngineStats", "Generation"]
+
 logger = logging.getLogger(__name__)
 
 LONG_PROMPT_CHARS = 8_192
 """Longer texts are tokenized in a thread, not on the event loop."""
 
-_MERGE_AFTER = 32
 _DRAIN_POLL_S = 0.01
 _MAX_RETRY_AFTER_S = 60.0
 
@@ -57,113 +58,10 @@ class EngineStats:
     num_steps: int
 
 
-class Generation:
-    """One submitted request: an async iterator of the deltas of all its completions, interleaved.
-
-    Leaving it early (`aclose`, cancellation of the task that waits, garbage collection) aborts what
-    still runs within a step. For one reader, in the event loop in which it was submitted.
-
-    Attributes:
-        job: what was submitted, as core requests.
-        prompt_logprobs: set when the delta that carries them has been read.
-    """
-
-    def __init__(self, engine: AsyncEngine, job: Job) -> None:
-        self.job = job
-        self.prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
-        self._engine = engine
-        self._loop = asyncio.get_running_loop()
-        self._pending: dict[int, list[CompletionDelta]] = {}
-        self._waiter: asyncio.Future[None] | None = None
-        self._num_open = len(job.requests)  # completions whose last delta has not arrived
-        self._closed = True  # until the engine has taken it
-
-    @property
-    def request_id(self) -> str:
-        """The id given or drawn at submission."""
-        return self.job.id
-
-    @property
-    def prompt_token_ids(self) -> tuple[int, ...]:
-        """The prompt in tokens."""
-        return self.job.prompt_token_ids
-
-    @property
-    def num_completions(self) -> int:
-        """n of the parameters."""
-        return len(self.job.requests)
-
-    def __aiter__(self) -> Generation:
-        return self
-
-    async def __anext__(self) -> CompletionDelta:
-        while not self._pending:
-            if self._num_open == 0 or self._closed:
-                raise StopAsyncIteration
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                self._leave()
-                raise
-            finally:
-                self._waiter = None
-        delta = join_deltas(self._pending.pop(next(iter(self._pending))))
-        if delta.prompt_logprobs is not None:
-            self.prompt_logprobs = delta.prompt_logprobs
-        return delta
-
-    async def aclose(self) -> None:
-        """Abort what still runs; later reads end at once."""
-        self._leave()
-
-    def __del__(self) -> None:
-        self._leave()
-
-    def _open(self) -> None:
-        self._closed = False
-
-    def _leave(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._pending.clear()
-            if self._num_open:
-                self._engine.abort(self.job.id)
-
-    def _put(self, delta: CompletionDelta) -> None:
-        """In the event loop: take a delta of a step."""
-        if delta.finish_reason is not None:
-            self._num_open -= 1
-        if self._closed:
-            return
-        waiting = self._pending.setdefault(delta.index, [])
-        waiting.append(delta)
-        if len(waiting) > _MERGE_AFTER:
-            waiting[:] = [join_deltas(waiting)]
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-class _Route:
-    """From the engine thread to a `Generation`, without keeping it alive."""
-
-    __slots__ = ("generation", "loop", "num_requests")
-
-    def __init__(self, generation: Generation, loop: asyncio.AbstractEventLoop, num_requests: int) -> None:
-        self.generation = weakref.ref(generation)
-        self.loop = loop
-        self.num_requests = num_requests
-
-    def put(self, delta: CompletionDelta) -> None:
-        generation = self.generation()
-        if generation is not None:
-            generation._put(delta)
-
-
 @dataclass(frozen=True, slots=True)
 class _Add:
     job: Job
-    route: _Route
+    route: Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +90,7 @@ class AsyncEngine:
         self._intake = parts.intake
         self._loop = parts.step_loop()
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._routes: dict[str, _Route] = {}  # engine thread only, as is
+        self._routes: dict[str, Route] = {}  # engine thread only, as is
         self._outbox: list[Output] = []
         self._subscribers: tuple[EventCallback, ...] = ()
         self._thread = threading.Thread(target=self._run, name="ridgeline-engine", daemon=True)
@@ -413,15 +311,15 @@ class AsyncEngine:
 
     def _enqueue(self, job: Job) -> Generation:
         """Hand a job to the engine thread. Raises InvalidParameter for an id in use, EngineClosed."""
-        generation = Generation(self, job)
-        route = _Route(generation, asyncio.get_running_loop(), len(job.requests))
+        generation = Generation(job, self.abort)
+        route = Route(generation, asyncio.get_running_loop(), len(job.requests))
         with self._lock:
             self._check_open()
             if job.id in self._live_ids:
                 raise InvalidParameter("request_id", f"{job.id!r} is already under way")
             self._live_ids.add(job.id)
             self._commands.put(_Add(job, route))
-        generation._open()
+        generation.open()
         return generation
 
     def _release(self, num_requests: int, job_ids: Iterable[str] = ()) -> None:
@@ -486,7 +384,7 @@ class AsyncEngine:
         outputs, self._outbox = self._outbox, []
         if not outputs:
             return
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Route, CompletionDelta]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Route, CompletionDelta]]] = {}
         num_finished = 0
         for job_id, delta in outputs:
             route = self._routes[job_id]
@@ -501,7 +399,7 @@ class AsyncEngine:
         for loop, deltas in by_loop.items():
             self._send(loop, deltas)
 
-    def _send(self, loop: asyncio.AbstractEventLoop, deltas: list[tuple[_Route, CompletionDelta]]) -> None:
+    def _send(self, loop: asyncio.AbstractEventLoop, deltas: list[tuple[Route, CompletionDelta]]) -> None:
         try:
             loop.call_soon_threadsafe(_put_all, deltas)
         except RuntimeError:  # that loop is closed: nobody will read these
@@ -572,6 +470,6 @@ class AsyncEngine:
         self._send(route.loop, [(route, delta) for delta in deltas])
 
 
-def _put_all(deltas: list[tuple[_Route, CompletionDelta]]) -> None:
+def _put_all(deltas: list[tuple[Route, CompletionDelta]]) -> None:
     for route, delta in deltas:
         route.put(delta)
