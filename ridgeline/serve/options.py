@@ -49,7 +49,7 @@ class ServerOptions:
     max_messages: int = 4096
     drain_timeout_s: float = 30.0
     cors_origins: tuple[str, ...] = ()
-    log_level: str = "info"
+    log_level: str = "warning"
 
     def __post_init__(self) -> None:
         from ridgeline.engine.errors import ConfigError

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from serving import Live, serving
+
+from tests.serve.serving import Live, serving
 
 
 @pytest.fixture(scope="module")

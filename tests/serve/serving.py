@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from engines import PacedExecutor, make_engine
 
 from ridgeline.engine.async_engine import AsyncEngine
 from ridgeline.serve.options import ServerOptions
 from ridgeline.serve.server import Server
 from ridgeline.serve.service import Service
+from tests.serve.engines import PacedExecutor, make_engine
 
 JSON = {"content-type": "application/json"}
 

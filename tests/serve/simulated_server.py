@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from engines import make_engine
-
 from ridgeline.serve.options import ServerOptions
 from ridgeline.serve.server import run
+from tests.serve.engines import make_engine
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import JSON, Live
+
+from tests.serve.serving import JSON, Live
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]

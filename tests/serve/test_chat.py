@@ -5,7 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import serving, stream
+
+from tests.serve.serving import serving, stream
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import stream
+
+from tests.serve.serving import stream
 
 
 def complete(http: httpx.Client, **body: Any) -> dict[str, Any]:

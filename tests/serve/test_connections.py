@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from serving import Live, eventually, read_answer, request, serving
+
+from tests.serve.serving import Live, eventually, read_answer, request, serving
 
 TEXT = "/v1/completions"
 BODY = b'{"prompt":"a","max_tokens":1}'

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from serving import Live, serving
+
+from tests.serve.serving import Live, serving
 
 MESSAGES: list = [{"role": "user", "content": "hello"}]
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import httpx
 import pytest
-from engines import make_engine
-from serving import Live, events, eventually, read_answer, request, running, serving, stream
 
 from ridgeline.engine.async_engine import AsyncEngine
 from ridgeline.engine.errors import ConfigError, ModelNotFound
 from ridgeline.serve.app import ROUTES
 from ridgeline.serve.gate import Keys
 from ridgeline.serve.options import ServerOptions
+from tests.serve.engines import make_engine
+from tests.serve.serving import Live, events, eventually, read_answer, request, running, serving, stream
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 LONG = {"prompt": "long", "max_tokens": 1900, "temperature": 0, "ignore_eos": True}
