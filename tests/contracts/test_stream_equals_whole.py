@@ -8,13 +8,13 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_engine import byte_tokenizer, says, scripted_parts
 
 from ridgeline import LLM, SamplingParams
 from ridgeline.engine.async_engine import AsyncEngine
 from ridgeline.engine.detokenizing import Detokenizer
 from ridgeline.engine.output_processor import OutputBuilder, join_deltas
 from ridgeline.engine.outputs import Completion, CompletionDelta
+from tests.scripted_engine import byte_tokenizer, says, scripted_parts
 
 TOKENIZER = byte_tokenizer()
 

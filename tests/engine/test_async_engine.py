@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from scripted_engine import EOS, ScriptedExecutor, byte_tokenizer, says, scripted_parts
 
 from ridgeline.core.event import Arrived, Event, Finished, StepCompleted, TokensGenerated
 from ridgeline.core.request import Request
@@ -22,6 +21,7 @@ from ridgeline.engine.errors import (
 )
 from ridgeline.engine.outputs import CompletionDelta
 from ridgeline.engine.sampling_params import SamplingParams
+from tests.scripted_engine import EOS, ScriptedExecutor, byte_tokenizer, says, scripted_parts
 
 HELLO = says("hello")
 ENDLESS = SamplingParams(max_tokens=200, ignore_eos=True)

@@ -3,12 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scripted_engine import EOS, ScriptedExecutor, byte_tokenizer, says, scripted_parts, user
 
 from ridgeline import LLM, SamplingParams
 from ridgeline.core.request import Request
 from ridgeline.engine.errors import ConfigError, ContextLengthExceeded, EngineClosed, InvalidParameter
 from ridgeline.engine.source import ModelSource
+from tests.scripted_engine import EOS, ScriptedExecutor, byte_tokenizer, says, scripted_parts, user
 
 HELLO = says("hello")
 

@@ -10,13 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from gguf_writer import tiny_metadata, tiny_tensors, write_gguf
 
 from ridgeline.engine import bundled, source
 from ridgeline.engine.bundled import BundledModel, WheelPart
 from ridgeline.engine.errors import ModelNotFound, UnsupportedModel
 from ridgeline.engine.source import read_spec, resolve_source
 from ridgeline.facts.errors import MalformedFile
+from tests.gguf_writer import tiny_metadata, tiny_tensors, write_gguf
 
 CONTENT = bytes(range(256)) * 5_000
 

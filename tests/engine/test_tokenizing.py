@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_engine import BOS, EOS, byte_tokenizer
 
 from ridgeline.engine.detokenizing import Detokenizer
 from ridgeline.engine.errors import UnsupportedModel
 from ridgeline.engine.gguf_tokenizer import PRE_TOKENIZERS, merges_from_scores
 from ridgeline.engine.source import ModelSource
 from ridgeline.engine.tokenizing import Tokenizer, load_from_folder, load_from_gguf, load_tokenizer
+from tests.scripted_engine import BOS, EOS, byte_tokenizer
 
 TEXTS = [
     "",

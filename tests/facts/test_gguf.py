@@ -8,12 +8,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from gguf_writer import RawTensor, f32, gguf_bytes, string, tiny_metadata, tiny_tensors, write_gguf
 
 from ridgeline.facts.errors import MalformedFile, UnsupportedFeature
 from ridgeline.facts.ggml import GgmlType
 from ridgeline.facts.gguf import GgufArray, read_gguf_header
 from ridgeline.facts.gguf_spec import model_spec_from_gguf
+from tests.gguf_writer import RawTensor, f32, gguf_bytes, string, tiny_metadata, tiny_tensors, write_gguf
 
 
 def read(tmp_path: Path, raw: bytes):

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_writer import RawTensor, f32, tiny_metadata, tiny_tensors, write_gguf
 
 from ridgeline.facts.errors import MalformedFile, UnsupportedFeature
 from ridgeline.facts.gguf import read_gguf_header
 from ridgeline.facts.gguf_spec import model_spec_from_gguf
 from ridgeline.facts.model_spec import ModelSpec
+from tests.gguf_writer import RawTensor, f32, tiny_metadata, tiny_tensors, write_gguf
 
 
 def spec_of(

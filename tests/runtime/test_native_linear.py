@@ -130,7 +130,7 @@ def test_stacked_and_permuted_parts(tier, pool):
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_grid_of_q4_1_is_kept(tier, pool, kind):
-    """A file's own 4-bit grid comes through: what is lost is the rounding to 8 bits of a whole row."""
+    """A file's own 4-bit grid comes through as int4 keeps it; int8 rounds it to 8 bits of a whole row."""
     rng = np.random.default_rng(3)
     scale = rng.uniform(0.01, 0.02, (48, 6, 2)).astype(np.float16)
     scale[..., 1] *= -7
@@ -140,7 +140,7 @@ def test_grid_of_q4_1_is_kept(tier, pool, kind):
     data = np.concatenate([scale.view(np.uint8).reshape(48, 6, 4), nibbles], axis=2).ravel()
     x = normal(5, 192)
     w = native.Matrix(pool, [(data, int(GgmlType.Q4_1), 48, None)], 192, kind, tier=tier)
-    assert error(w.multiply(pool, x), x @ weights.T) < 0.012
+    assert error(w.multiply(pool, x), x @ weights.T) < {"int8": 0.012, "int4": 4e-4}[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -173,7 +173,7 @@ def test_values_alive_together_do_not_overlap():
         values.append(Value(int(rng.integers(1, 5000)), 4, first, first + int(rng.integers(0, 12))))
     total = lay_out(values)
     for i, a in enumerate(values):
-        assert 0 <= a.offset and a.offset % 64 == 0 and a.offset + a.num_bytes <= total
+        assert a.offset >= 0 and a.offset % 64 == 0 and a.offset + a.num_bytes <= total
         for b in values[:i]:
             if a.first <= b.last and b.first <= a.last:
                 assert a.offset + a.num_bytes <= b.offset or b.offset + b.num_bytes <= a.offset

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_writer import RawTensor, f32, tiny_metadata, tiny_tensors, write_gguf
 
 from ridgeline.engine.errors import UnsupportedModel
 from ridgeline.engine.source import ModelSource, resolve_source
@@ -16,6 +15,7 @@ from ridgeline.facts.errors import MalformedFile
 from ridgeline.facts.ggml import GgmlType
 from ridgeline.runtime.weights import LeftoverTensors, TensorSource, open_tensors
 from ridgeline.runtime.weights.gguf_names import canonical_name, rotate_half_rows
+from tests.gguf_writer import RawTensor, f32, tiny_metadata, tiny_tensors, write_gguf
 
 
 def gguf_source(tmp_path: Path, architecture: str = "llama", **extra: RawTensor) -> ModelSource:
