@@ -11,11 +11,12 @@ from ridgeline.cli.flags import Json
 from ridgeline.cli.printing import print_json, print_table
 
 if TYPE_CHECKING:
-    from ridgeline.cli.labs import Lab, LabContext
+    from ridgeline.cli.labs import Lab, LabContext, LabResult
 
 
 def lab(
     name: Annotated[str | None, typer.Argument(help="The lab; without it, list them all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run all labs, one after another.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="The smallest run that shows it.")] = False,
     check: Annotated[
         str | None, typer.Option(metavar="ANSWER", help="Check an answer to an exercise.")
@@ -35,14 +36,21 @@ def lab(
     """
     from ridgeline.cli import labs
 
-    if name is None:
+    if name is None and not every:
         _list(json)
-    elif check is not None:
+        return
+    if check is not None and name is not None:
         _check(labs.load_lab(name), exercise, check, json)
-    else:
-        chosen = labs.load_lab(name)
-        directory = labs.lab_files()[name].parent if publish else out
-        _run(name, chosen, labs.LabContext(quick=quick, model=model), directory if plot else None, json)
+        return
+    context = labs.LabContext(quick=quick, model=model)
+    failed = []
+    for chosen in labs.lab_files() if name is None else [name]:
+        lab = labs.load_lab(chosen)
+        folder = labs.lab_files()[chosen].parent if publish else out
+        if not _run(chosen, lab, context, folder if plot else None, json):
+            failed.append(chosen)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _list(json: bool) -> None:
@@ -55,7 +63,8 @@ def _list(json: bool) -> None:
         print_table(("part", "lab", "question"), rows)
 
 
-def _run(name: str, lab: Lab, context: LabContext, directory: Path | None, json: bool) -> None:
+def _run(name: str, lab: Lab, context: LabContext, directory: Path | None, json: bool) -> bool:
+    """Run, keep and print one lab; whether all its relations hold."""
     from ridgeline.cli import labs
 
     result = lab.run(context)
@@ -63,18 +72,22 @@ def _run(name: str, lab: Lab, context: LabContext, directory: Path | None, json:
     if json:
         print_json({**labs.record(name, lab, result, context), "files": [str(path) for path in files]})
     else:
-        print_table(result.columns, result.rows, title=lab.title)
-        for relation in result.relations:
-            detail = f"  ({relation.detail})" if relation.detail else ""
-            print(f"{'holds ' if relation.holds else 'FAILED'}  {relation.text}{detail}")
-        for number, exercise in enumerate(lab.exercises, 1):
-            print(f"\nExercise {number}. {exercise.question}")
-        if lab.exercises:
-            print(f"  ridgeline lab {name} --exercise 1 --check ANSWER")
+        _print_result(name, lab, result)
         for path in files:
             print(f"wrote {path}")
-    if not all(relation.holds for relation in result.relations):
-        raise typer.Exit(1)
+    return all(relation.holds for relation in result.relations)
+
+
+def _print_result(name: str, lab: Lab, result: LabResult) -> None:
+    print_table(result.columns, result.rows, title=lab.title)
+    for relation in result.relations:
+        detail = f"  ({relation.detail})" if relation.detail else ""
+        print(f"{'holds ' if relation.holds else 'FAILED'}  {relation.text}{detail}")
+    print()
+    for number, exercise in enumerate(lab.exercises, 1):
+        print(f"Exercise {number}. {exercise.question}")
+    if lab.exercises:
+        print(f"Answer: ridgeline lab {name} --exercise 1 --check ANSWER")
 
 
 def _check(lab: Lab, number: int, answer: str, json: bool) -> None:
