@@ -57,6 +57,8 @@ RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8
         for (int64_t r = 0; r < count; ++r) multiply_float32<1>(data, rows + r * row_bytes, row_bytes, inputs, out + r * 32);
     } else if (w.kind == WeightKind::kBf16) {
         multiply_bf16(data, rows, row_bytes, inputs, count, streams, out);
+    } else if (w.kind == WeightKind::kInt4) {
+        multiply_int4(data, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, out);
     } else {
         multiply_int8(data, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, streams, out);
     }
@@ -71,7 +73,7 @@ static void linear(const LinearArgs& args, Team& team) {
     const int64_t block = fitting > 2 * step ? fitting : 2 * step;
     uint8_t* expanded = nullptr;
     if (w.kind == WeightKind::kInt4)
-        expanded = static_cast<uint8_t*>(team.scratch(static_cast<size_t>(panel_bytes(WeightKind::kInt8, w.num_inputs) + kPrefetchBytes + 2048)));
+        expanded = static_cast<uint8_t*>(team.scratch(static_cast<size_t>(2 * inputs * 32 + kPrefetchBytes + 2048)));
     const Range panels = team.share(w.num_panels);
     for (int64_t begin = 0; begin < args.num_rows; begin += block) {
         const int64_t end = begin + block < args.num_rows ? begin + block : args.num_rows;

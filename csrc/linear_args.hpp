@@ -7,8 +7,9 @@
 //   bf16     step of 32 inputs:  line r = 16 outputs x inputs 2r, 2r + 1
 //   float32  step of 1 input:    one line of 32 outputs
 //   int4     step of 32 inputs:  two halves of 320 bytes: 4 lines of nibbles (low: inputs 4r.., high: 16 + 4r..), then
-//            for 16 outputs (A, B) of 16 bits: the int8 byte is (A * q + B) >> 8, so that an int4 panel expands to an
-//            int8 panel and every product is integer arithmetic. w = d * q + m  =>  A = 256 d / scale, B = 256 (m / scale + 128).
+//            for 16 outputs (A, B) of 16 bits: A * q + B is the weight in 16 bits, the upper byte of which is worth
+//            scale * (byte - 128) and the lower scale * (byte - 128) / 256. So an int4 panel expands to two int8 panels and
+//            every product is integer arithmetic. w = d * q + m  =>  A = 256 d / scale, B = 256 (m / scale + 128) + 128.
 //
 // A gated matrix stacks gate above up; a panel then holds 16 gates in its first tile and their 16 ups in the second.
 #pragma once

@@ -222,9 +222,11 @@ RL_INLINE void multiply_int8(const uint8_t* panel, const uint8_t* rows, int64_t 
 #endif
 }
 
-// An int4 panel as the int8 panel that it stands for (see linear_args.hpp).
+// An int4 panel as two int8 panels (see linear_args.hpp): upper bytes, and `panel_bytes` further the lower ones, whose weight is
+// 1 / 256. Together they are the file's own grid to 16 bits of a row's range, which 8 bits a row would not be.
 static void expand_int4_panel(const uint8_t* packed, int64_t inputs, uint8_t* panel) {
     constexpr uint8_t flip = kWeightBias == 128 ? 0 : 0x80;
+    const int64_t panel_bytes = inputs * 32;
     for (int64_t group = 0; group < inputs / 32; ++group)
         for (int tile = 0; tile < 2; ++tile, packed += 320) {
             uint16_t pairs[32], slope[64], offset[64];
@@ -233,16 +235,30 @@ static void expand_int4_panel(const uint8_t* packed, int64_t inputs, uint8_t* pa
                 slope[i] = pairs[i / 4 * 2];
                 offset[i] = pairs[i / 4 * 2 + 1];
             }
-            uint8_t* to = panel + group / 2 * 2048 + tile * 1024 + group % 2 * 512;
+            uint8_t* upper = panel + group / 2 * 2048 + tile * 1024 + group % 2 * 512;
+            uint8_t* lower = upper + panel_bytes;
             for (int line = 0; line < 4; ++line)
                 for (int i = 0; i < 64; ++i) {
                     const uint8_t two = packed[line * 64 + i];
-                    const uint16_t low = static_cast<uint16_t>((two & 15) * slope[i] + offset[i]);
-                    const uint16_t high = static_cast<uint16_t>((two >> 4) * slope[i] + offset[i]);
-                    to[line * 64 + i] = static_cast<uint8_t>(low >> 8) ^ flip;
-                    to[256 + line * 64 + i] = static_cast<uint8_t>(high >> 8) ^ flip;
+                    const uint16_t first = static_cast<uint16_t>((two & 15) * slope[i] + offset[i]);
+                    const uint16_t second = static_cast<uint16_t>((two >> 4) * slope[i] + offset[i]);
+                    upper[line * 64 + i] = static_cast<uint8_t>(first >> 8) ^ flip;
+                    upper[256 + line * 64 + i] = static_cast<uint8_t>(second >> 8) ^ flip;
+                    lower[line * 64 + i] = static_cast<uint8_t>(first) ^ flip;
+                    lower[256 + line * 64 + i] = static_cast<uint8_t>(second) ^ flip;
                 }
         }
+}
+
+// As multiply_int8, for an expanded int4 panel.
+RL_INLINE void multiply_int4(const uint8_t* expanded, const uint8_t* rows, int64_t row_bytes, int64_t inputs, const float* scales,
+                             int64_t num_rows, float* out) {
+    float lower_scales[32];
+    alignas(64) float lower[kInt8Rows * 32];
+    for (int i = 0; i < 32; ++i) lower_scales[i] = scales[i] * (1.0f / 256.0f);
+    multiply_int8(expanded, rows, row_bytes, inputs, scales, num_rows, false, out);
+    multiply_int8(expanded + inputs * 32, rows, row_bytes, inputs, lower_scales, num_rows, false, lower);
+    for (int64_t i = 0; i < num_rows * 32; ++i) out[i] += lower[i];
 }
 
 }  // namespace ridgeline::RL_TIER

@@ -108,7 +108,7 @@ static Int4Group int4_group(const FileRow& row, int64_t group, const float* x) {
 
 RL_INLINE uint16_t to_uint16(float value) { return static_cast<uint16_t>(value < 0.0f ? 0.0f : value > 65535.0f ? 65535.0f : value + 0.5f); }
 
-// (A, B) such that (A * code + B) >> 8 is round(w / scale) + 128 and never leaves a byte. Returns the scale, which covers
+// (A, B) such that A * code + B is w in 16 bits (linear_args.hpp) and never more. Returns the scale, which covers
 // whole grids: a code that the row does not use must not push its group out of range.
 static float pack_int4_column(const FileRow& row, const float* x, int64_t num_inputs, int64_t inputs, Int4Group* grids, int64_t column,
                               uint8_t* tile) {
@@ -127,7 +127,7 @@ static float pack_int4_column(const FileRow& row, const float* x, int64_t num_in
         const Int4Group& grid = grids[group];
         const uint16_t slope = to_uint16(grid.d * inverse);
         const float ceiling = 65535.0f - 15.0f * slope;
-        const float wanted = grid.m * inverse + 128.0f * 256.0f + 128.0f;  // + 128: the shift then rounds
+        const float wanted = grid.m * inverse + 128.0f * 256.0f + 128.0f;  // the lower byte counts from 128
         const uint16_t pair[2] = {slope, to_uint16(wanted < ceiling ? wanted : ceiling)};
         std::memcpy(tile + 256 + column * 4, pair, sizeof pair);
         for (int line = 0; line < 4; ++line)
