@@ -84,11 +84,16 @@ class Gate:
             await self._explain(error, answer, scope, receive)
         finally:
             metrics.http_active -= 1
-            metrics.http_seconds.observe(time.perf_counter() - started_s)
+            seconds = time.perf_counter() - started_s
+            metrics.http_seconds.observe(seconds)
             if scope["state"].get("client_gone"):
                 metrics.disconnects += 1
                 answer.status = answer.status or CLIENT_GONE
-            metrics.http_answers[(_method(scope), _route(scope), answer.status)] += 1
+            method, route = _method(scope), _route(scope)
+            metrics.http_answers[(method, route, answer.status)] += 1
+            logger.info(
+                "%s %s %s %d %.1f ms", answer.request_id, method, route, answer.status, 1000 * seconds
+            )
 
     async def _explain(self, error: Exception, answer: _Answer, scope: Scope, receive: Receive) -> None:
         told = from_engine(error)

@@ -30,6 +30,10 @@ _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 async def read_json(request: Request, options: ServerOptions) -> dict[str, Any]:
     """The body of a request: a JSON object. Raises ApiError 400, 413 or 415."""
+    if request.url.query:
+        raise bad_request(
+            "query", "parameters belong into the body, not behind the path", "unknown_parameter"
+        )
     _check_content_type(request)
     raw = await _read(request, options.max_body_bytes)
     if len(raw) <= INLINE_BYTES:

@@ -27,7 +27,7 @@ class ServerOptions:
         max_messages: messages in one chat request.
         drain_timeout_s: on SIGTERM running requests may take so long to finish.
         cors_origins: origins that browsers may call from; empty: no cross-origin access.
-        log_level: of the server's own log (`error`, `warning`, `info`, `debug`).
+        log_level: of the server's own log (`error`, `warning`, `info` (a line a request), `debug`).
     """
 
     host: str = "127.0.0.1"
@@ -59,11 +59,14 @@ class ServerOptions:
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ConfigError(name, f"must be greater than 0, got {getattr(self, name)}")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError("log_level", f"must be one of {', '.join(LOG_LEVELS)}, got {self.log_level!r}")
         for key in self.api_keys:
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise ConfigError("api_keys", "a key is printable ASCII without spaces, and not empty")
 
 
+LOG_LEVELS = ("error", "warning", "info", "debug")
 _POSITIVE = (
     "max_body_bytes",
     "max_json_depth",

@@ -74,6 +74,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 loop="uvloop" if _has_uvloop() else "asyncio",
                 access_log=False,
+                log_config=_log_config(options.log_level),
                 log_level=options.log_level,
                 timeout_keep_alive=options.keep_alive_s,  # type: ignore[arg-type]
                 timeout_graceful_shutdown=FLUSH_S,  # type: ignore[arg-type]
@@ -145,6 +146,18 @@ class Server(uvicorn.Server):
     async def _until_forced(self, work: asyncio.Future[Any]) -> None:
         while not work.done() and not self.force_exit:
             await asyncio.wait([work], timeout=0.1)
+
+
+def _log_config(level: str) -> dict[str, Any]:
+    """Ours and uvicorn's loggers, one line an entry on standard error."""
+    logger_config = {"handlers": ["stderr"], "level": level.upper()}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {"uvicorn": {**logger_config, "propagate": False}, "ridgeline": logger_config},
+    }
 
 
 def _has_uvloop() -> bool:

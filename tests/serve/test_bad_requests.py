@@ -290,6 +290,11 @@ def test_bodies(http: httpx.Client, path: str, raw: bytes, code: str | None) -> 
     error(http.post(path, content=raw, headers=JSON), 400, code=code)
 
 
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize", "/detokenize"])
+def test_query_parameters_are_not_ignored(http: httpx.Client, path: str) -> None:
+    error(http.post(path, params={"temperature": "0"}, json={"prompt": "a"}), 400, "query")
+
+
 def test_required_fields(http: httpx.Client) -> None:
     error(http.post(CHAT, json={}), 400, "messages", "missing_required_parameter")
     error(http.post(TEXT, json={}), 400, "prompt", "missing_required_parameter")

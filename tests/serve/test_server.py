@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 
 from ridgeline.engine.async_engine import AsyncEngine
 from ridgeline.engine.errors import ConfigError, ModelNotFound
+from ridgeline.serve import page
 from ridgeline.serve.app import ROUTES
 from ridgeline.serve.gate import Keys
 from ridgeline.serve.options import ServerOptions
@@ -99,7 +101,13 @@ def test_keys_guard_before_the_body(guarded: Live) -> None:
 
 
 def test_options_are_checked() -> None:
-    for bad in ({"port": 70_000}, {"max_body_bytes": 0}, {"api_keys": ("",)}, {"api_keys": ("a b",)}):
+    for bad in (
+        {"port": 70_000},
+        {"max_body_bytes": 0},
+        {"api_keys": ("",)},
+        {"api_keys": ("a b",)},
+        {"log_level": "loud"},
+    ):
         with pytest.raises(ConfigError) as caught:
             ServerOptions(**bad)  # type: ignore[arg-type]
         assert caught.value.field in bad
@@ -151,6 +159,21 @@ def test_page_is_self_contained(http: httpx.Client) -> None:
     assert "https://" not in answer.text
     assert answer.text.count("<script>") == answer.text.count("<style>") == 1
     assert " style=" not in answer.text and " onclick=" not in answer.text
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node to run the page's script")
+def test_page_chats_and_shows_gauges(live: Live) -> None:
+    """The page's own script, over a few lines that stand in for a browser's DOM."""
+    script = Path(__file__).with_name("page_dom.js")
+    source = Path(page.__file__).parent / "web" / "page.js"
+    done = subprocess.run(["node", script, source, live.url], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["turns"][0] == {"class": "turn user", "text": "hello there"}
+    assert seen["turns"][1]["class"] == "turn assistant" and len(seen["turns"][1]["text"]) == 40
+    assert seen["model"] == "simulated" and seen["state"] == "ready"
+    assert "tokens/s" in seen["timing"]
+    assert int(seen["gauges"]["tokens generated"].replace(",", "")) >= 40
 
 
 def test_metrics_follow_the_requests(http: httpx.Client) -> None:
