@@ -184,7 +184,7 @@ PIECE = 1_024
 
 @dataclass(frozen=True)
 class Sequence:
-    """One decode token over a cache of `num_tokens`: q `[1, heads * dim]`, k and v `[tokens, kv_heads * dim]`."""
+    """One decode token and its cache: q `[1, heads * dim]`, k and v `[tokens, kv_heads * dim]`."""
 
     q: np.ndarray
     k: np.ndarray

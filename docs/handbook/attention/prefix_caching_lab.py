@@ -76,7 +76,7 @@ def naming_s(prompt: list[int]) -> float:
 
 
 def hit_rate(num_documents: int, order: str, num_visits: int) -> float:
-    """Share of prompt tokens found, when documents are visited in turn or at random; pool of ten documents."""
+    """Share of prompt tokens found, visiting documents in turn or at random; the pool holds ten."""
     blocks = -(-(DOCUMENT_TOKENS + QUESTION_TOKENS) // BLOCK_SIZE)
     config = SchedulerConfig(
         block_size=BLOCK_SIZE,
@@ -222,8 +222,8 @@ LAB = Lab(
         ),
         Exercise(
             question=(
-                "Prompts have 2,500 tokens, of which 2,000 are found. How many times as many prompts a second "
-                "can prefill serve (ignoring attention)?"
+                "Prompts have 2,500 tokens, of which 2,000 are found. How many times as many prompts a "
+                "second can prefill serve (ignoring attention)?"
             ),
             answer=5.0,
             wrong="4",
@@ -231,8 +231,8 @@ LAB = Lab(
         ),
         Exercise(
             question=(
-                "A prompt template begins with the current time in seconds, then 3,000 fixed tokens. How many "
-                "of these are found by the next request?"
+                "A prompt template begins with the current time in seconds, then 3,000 fixed tokens. How "
+                "many of these are found by the next request?"
             ),
             answer=("0", "none", "zero"),
             wrong="3000",

@@ -83,7 +83,7 @@ def tokens_of(events: list[Event], request: Request) -> int:
 
 
 def read(events: list[Event], before: int, streams: list[Request], long: Request) -> Arrival:
-    """Fold the events: gaps of the first stream before and after the arrival, and the prompt's first token."""
+    """Fold the events: gaps of the first stream around the arrival, and the prompt's first token."""
     watched = streams[0].id
     times = [e.time_s for e in events if isinstance(e, TokensGenerated) and e.request_id == watched]
     arrived_s = next(e.time_s for e in events[before:] if isinstance(e, Arrived))
@@ -156,7 +156,7 @@ def relations(
         Relation(
             "in chunks of 64 the streams stand still for less than half as long",
             2 * worst[64] < worst[WHOLE],
-            f"{1e3 * worst[64]:.0f} ms at worst, {1e3 * worst[WHOLE]:.0f} ms when {num_prompt} tokens go whole",
+            f"{1e3 * worst[64]:.0f} ms at worst, {1e3 * worst[WHOLE]:.0f} ms with {num_prompt} tokens whole",
         ),
         Relation(
             "but the long prompt's own first token comes later, at the smallest budget",
@@ -211,8 +211,8 @@ LAB = Lab(
     exercises=(
         Exercise(
             question=(
-                "A decode step takes 10 ms, a prompt token 0.02 ms more. A prompt of 8,000 tokens arrives. How "
-                "long is the worst gap of the streams in ms, if it goes whole?"
+                "A decode step takes 10 ms, a prompt token 0.02 ms more. A prompt of 8,000 tokens arrives. "
+                "How long is the worst gap of the streams in ms, if it goes whole?"
             ),
             answer=170,
             wrong="160",

@@ -1,4 +1,4 @@
-"""Lab: what each sampling parameter leaves of a real distribution, and a text that stays the same in any company."""
+"""Lab: what sampling parameters leave of a real distribution, and a text that is the same in any company."""
 
 from __future__ import annotations
 

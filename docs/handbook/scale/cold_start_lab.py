@@ -115,7 +115,7 @@ def relations(seconds: dict[str, float], warm_s: float) -> tuple[Relation, ...]:
         Relation(
             "the weights take longer than any other stage",
             seconds["weights"] == max(seconds.values()),
-            f"{100 * seconds['weights'] / total:.0f}%; code (process, import, decide) {100 * code / total:.0f}%",
+            f"{100 * seconds['weights'] / total:.0f}%; process, import, decide {100 * code / total:.0f}%",
         ),
         Relation(
             "a start is paid off only by requests",
