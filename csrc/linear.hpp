@@ -46,19 +46,20 @@ RL_INLINE void finish_row(const LinearArgs& args, int64_t panel, int64_t row, co
     }
 }
 
-// Rows [row, row + count) against one panel. `data` is the panel, already expanded if it was int4.
-RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8_t* data, int64_t row, int64_t count, bool streams) {
+// Rows [row, row + count) against one panel; `expanded` is an int4 panel's expansion.
+RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8_t* expanded, int64_t row, int64_t count, bool streams) {
     const PackedMatrix& w = *args.weight;
     const int64_t row_bytes = quantized_row_bytes(w.kind, w.num_inputs);
     const int64_t inputs = padded_inputs(w.kind, w.num_inputs);
     const uint8_t* rows = args.rows + row * row_bytes;
+    const uint8_t* data = w.panels + panel * w.panel_bytes;
     alignas(64) float out[32 * 32];
     if (w.kind == WeightKind::kFloat32) {
         for (int64_t r = 0; r < count; ++r) multiply_float32<1>(data, rows + r * row_bytes, row_bytes, inputs, out + r * 32);
     } else if (w.kind == WeightKind::kBf16) {
         multiply_bf16(data, rows, row_bytes, inputs, count, streams, out);
     } else if (w.kind == WeightKind::kInt4) {
-        multiply_int4(data, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, out);
+        multiply_int4(data, expanded, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, out);
     } else {
         multiply_int8(data, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, streams, out);
     }
@@ -72,19 +73,15 @@ static void linear(const LinearArgs& args, Team& team) {
     const int64_t fitting = kRowBlockBytes / quantized_row_bytes(w.kind, w.num_inputs) / step * step;
     const int64_t block = fitting > 2 * step ? fitting : 2 * step;
     uint8_t* expanded = nullptr;
-    if (w.kind == WeightKind::kInt4)
+    if (w.kind == WeightKind::kInt4 && !multiplies_int4_packed(args.num_rows))
         expanded = static_cast<uint8_t*>(team.scratch(static_cast<size_t>(2 * inputs * 32 + kPrefetchBytes + 2048)));
     const Range panels = team.share(w.num_panels);
     for (int64_t begin = 0; begin < args.num_rows; begin += block) {
         const int64_t end = begin + block < args.num_rows ? begin + block : args.num_rows;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            const uint8_t* data = w.panels + panel * w.panel_bytes;
-            if (expanded != nullptr) {
-                expand_int4_panel(data, inputs, expanded);
-                data = expanded;
-            }
+            if (expanded != nullptr) expand_int4_panel(w.panels + panel * w.panel_bytes, inputs, expanded);
             for (int64_t row = begin; row < end; row += step)
-                multiply_panel(args, panel, data, row, end - row < step ? end - row : step, row == begin && expanded == nullptr);
+                multiply_panel(args, panel, expanded, row, end - row < step ? end - row : step, row == begin);
         }
     }
 }

@@ -53,6 +53,20 @@ static void quantize_row_int16(const float* x, float largest, int64_t length, ui
         int8_t* high = reinterpret_cast<int8_t*>(row);
         int8_t* low = high + length + 64;
         int32_t high_sum = 0, low_sum = 0;
+#if defined(__AVX512F__)
+        __m512i high_sums = _mm512_setzero_si512(), low_sums = high_sums;
+        for (int64_t i = 0; i < length; i += 16) {  // length is a multiple of 64
+            const __m512i value = _mm512_cvtps_epi32(load(x + i) * splat(inverse));
+            const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(value, _mm512_set1_epi32(128)), 8);
+            const __m512i lower = _mm512_sub_epi32(value, _mm512_slli_epi32(upper, 8));
+            high_sums = _mm512_add_epi32(high_sums, upper);
+            low_sums = _mm512_add_epi32(low_sums, lower);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(high + i), _mm512_cvtepi32_epi8(upper));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(low + i), _mm512_cvtepi32_epi8(lower));
+        }
+        high_sum = _mm512_reduce_add_epi32(high_sums);
+        low_sum = _mm512_reduce_add_epi32(low_sums);
+#else
         for (int64_t i = 0; i < length; ++i) {
             const int32_t value = rounded(x[i] * inverse);
             const int32_t upper = (value + 128) >> 8;
@@ -61,6 +75,7 @@ static void quantize_row_int16(const float* x, float largest, int64_t length, ui
             high_sum += upper;
             low_sum += value - upper * 256;
         }
+#endif
         const RowTail tails[2] = {{scale, high_sum}, {scale, low_sum}};
         std::memcpy(high + length, &tails[0], sizeof(RowTail));
         std::memcpy(low + length, &tails[1], sizeof(RowTail));

@@ -64,11 +64,11 @@ def test_a_row_does_not_depend_on_the_others(tier, pool, kind):
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_integer_tiers_agree(tier, pool, kind):
-    """The integers are the same on every tier; only the float sums of long rows may round differently."""
+    """The integers are the same, but for the last bits of int4's 16-bit products; float sums may round differently."""
     weights, x = normal(70, 320), normal(9, 320)
     first = native.ThreadPool(1, TIERS[0])
     expected = matrix(first, TIERS[0], weights, kind).multiply(first, x)
-    assert error(matrix(pool, tier, weights, kind).multiply(pool, x), expected) < 1e-5
+    assert error(matrix(pool, tier, weights, kind).multiply(pool, x), expected) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
