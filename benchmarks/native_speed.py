@@ -2,7 +2,8 @@
 
     python benchmarks/native_speed.py [--model M] [--weights int8] [--threads 1 2] [--json]
 
-Each figure is the median (and the best) of `--repeats` steps of the tape, without tokenizer, scheduler or sampling.
+Each figure is the median (and the best) of `--repeats` steps of the tape, without tokenizer, scheduler or
+sampling.
 Prints the recipe: machine, tier, weights, threads, context, so that a figure can be repeated.
 """
 
@@ -45,6 +46,7 @@ def batch_of(num_rows: int, count: int, context: int, num_groups: int) -> Batch:
 
 
 def tokens_per_second(backend: NativeBackend, model: Any, batch: Batch, repeats: int) -> dict[str, float]:
+    """Median and best over `repeats` runs, after one that warms up."""
     backend.run(model, batch)
     seconds = []
     for _ in range(repeats):
@@ -58,6 +60,7 @@ def tokens_per_second(backend: NativeBackend, model: Any, batch: Batch, repeats:
 
 
 def measure(args: argparse.Namespace, num_threads: int) -> dict[str, Any]:
+    """Load the model and run every case."""
     source = resolve_source(args.model)
     spec = read_spec(source, read_header(source))
     start = time.perf_counter()
@@ -83,13 +86,18 @@ def measure(args: argparse.Namespace, num_threads: int) -> dict[str, Any]:
         batch = batch_of(size, 1, args.context, groups)
         result[f"decode_{size}"] = tokens_per_second(backend, model, batch, args.repeats)
     prefill = batch_of(1, PREFILL_TOKENS, 0, groups)
-    result[f"prefill_{PREFILL_TOKENS}"] = tokens_per_second(backend, model, prefill, max(3, args.repeats // 5))
+    result[f"prefill_{PREFILL_TOKENS}"] = tokens_per_second(
+        backend, model, prefill, max(3, args.repeats // 5)
+    )
     backend.close()
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=None, help="a path or a name; the default model if not given")
     parser.add_argument("--weights", default="int8", choices=["int8", "int4", "bf16", "float32"])
     parser.add_argument("--head-weights", default=None, choices=["int8", "bf16", "float32"])
@@ -107,8 +115,11 @@ def main() -> None:
         return
     print("recipe:", ", ".join(f"{key}={value}" for key, value in recipe.items()))
     for result in results:
-        print(f"{result['threads']} threads, {result['tier']}, {result['weight_bytes'] / 1e6:.0f} MB of weights,", end="")
-        print(f" loaded in {result['load_s']:.2f} s; tokens a second, median (best):")
+        megabytes = result["weight_bytes"] / 1e6
+        print(
+            f"{result['threads']} threads, {result['tier']}, {megabytes:.0f} MB in {result['load_s']:.2f} s,"
+        )
+        print("tokens a second, median (best):")
         for name, speed in result.items():
             if isinstance(speed, dict):
                 print(f"  {name:12} {speed['median']:8.1f} ({speed['best']:.1f})")

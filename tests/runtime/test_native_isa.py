@@ -50,4 +50,6 @@ def test_a_pool_of_another_tier_is_refused():
     import numpy as np
 
     with pytest.raises(ValueError, match="pool"):
-        native.Matrix(native.ThreadPool(1, "portable"), [(np.zeros(256, np.uint8), 0, 1, None)], 64, "int8", tier="amx")
+        native.Matrix(
+            native.ThreadPool(1, "portable"), [(np.zeros(256, np.uint8), 0, 1, None)], 64, "int8", tier="amx"
+        )

@@ -64,7 +64,7 @@ def test_a_row_does_not_depend_on_the_others(tier, pool, kind):
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_integer_tiers_agree(tier, pool, kind):
-    """The integers are the same, but for the last bits of int4's 16-bit products; float sums may round differently."""
+    """The integers are the same, but for the last bits of int4's; float sums may round differently."""
     weights, x = normal(70, 320), normal(9, 320)
     first = native.ThreadPool(1, TIERS[0])
     expected = matrix(first, TIERS[0], weights, kind).multiply(first, x)
@@ -156,7 +156,9 @@ def test_zero_rows_and_zero_weights(tier, pool):
     for kind in KINDS:
         w = matrix(pool, tier, np.zeros((10, 40), np.float32), kind)
         assert not w.multiply(pool, normal(3, 40)).any()
-        assert not matrix(pool, tier, normal(10, 40), kind).multiply(pool, np.zeros((2, 40), np.float32)).any()
+        assert (
+            not matrix(pool, tier, normal(10, 40), kind).multiply(pool, np.zeros((2, 40), np.float32)).any()
+        )
         assert w.multiply(pool, np.zeros((0, 40), np.float32)).shape == (0, 10)
 
 

@@ -1,4 +1,4 @@
-"""Whole models on the tape against the reference backend: every architecture, every tier, every way to batch."""
+"""Whole models on the tape against the reference: every architecture, tier and way to batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def load(name: str, backend) -> TinyModel:
     return TinyModel(spec, model, backend, layout, 64)
 
 
-def on_native(name: str, weights: str = "float32", tier: str = "", num_threads: int = 2, max_tokens: int = 96):
+def on_native(
+    name: str, weights: str = "float32", tier: str = "", num_threads: int = 2, max_tokens: int = 96
+):
     backend = backend_module.NativeBackend(
         weights=weights,
         head_weights=weights if weights != "int4" else "int8",

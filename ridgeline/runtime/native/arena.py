@@ -1,10 +1,10 @@
 """Where the values of a step live: one arena, a value's bytes free for others after its last reader.
 
-    op      0   1   2   3   4   5            offset
-    x      [=====================]           0
-    rows       [===]                         |x|
-    qkv            [=======]                 |x| + |rows|
-    out                [===========]         |x|            (rows is dead by then)
+op      0   1   2   3   4   5            offset
+x      [=====================]           0
+rows       [===]                         |x|
+qkv            [=======]                 |x| + |rows|
+out                [===========]         |x|            (rows is dead by then)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The native backend: weights packed by the C++ module, a model's step recorded once and replayed as one call."""
+"""The native backend: weights packed by the C++ module, a step recorded once and replayed as one call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ridgeline.facts.model_spec import RopeSpec
 from ridgeline.runtime.backend import LinearKind, Logits, Model
 from ridgeline.runtime.batch import Batch
-from ridgeline.runtime.native import _native
+from ridgeline.runtime.native import _native  # type: ignore[attr-defined]
 from ridgeline.runtime.native.lowering import Limits, Lowering
 from ridgeline.runtime.native.ops import RecordingOps
 from ridgeline.runtime.native.weight import MatrixWeight, TableWeight, VectorWeight
@@ -92,7 +92,9 @@ class NativeBackend:
     def allocate_kv(self, layout: KvLayout, num_blocks: int) -> None:
         """Raises ValueError when blocks or heads are not multiples of 16, or elements not bf16."""
         if layout.bytes_per_element != 2:
-            raise ValueError(f"kv_dtype: {layout.bytes_per_element} bytes an element; the native cache is bf16")
+            raise ValueError(
+                f"kv_dtype: {layout.bytes_per_element} bytes an element; the native cache is bf16"
+            )
         self._layout = layout
         sizes = (layout.layers_per_page, layout.num_kv_heads, layout.head_dim, layout.block_size)
         self._cache = _native.KvPool(num_blocks, *sizes)

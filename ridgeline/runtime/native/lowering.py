@@ -61,7 +61,9 @@ Angles = Callable[[RopeSpec], tuple[Any, Any]]
 class Lowering:
     """One graph on its way to a tape. `cache` is a `_native.KvPool` laid out by `layout`."""
 
-    def __init__(self, nodes: Sequence[Node], limits: Limits, layout: KvLayout, cache: Any, angles: Angles) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], limits: Limits, layout: KvLayout, cache: Any, angles: Angles
+    ) -> None:
         self._nodes = nodes
         self._limits = limits
         self._layout = layout
@@ -157,7 +159,10 @@ class Lowering:
             weight = node.arguments["down"]
             rows = self._gated_rows(node)
         if residual is None:
-            self._emit([rows, y], lambda t: t.linear(rows.value.offset, weight, y.place, "store", None, on_logit_rows))
+            self._emit(
+                [rows, y],
+                lambda t: t.linear(rows.value.offset, weight, y.place, "store", None, on_logit_rows),
+            )
             return
         self._emit(
             [rows, y, residual],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ridgeline.facts.model_spec import Activation, RopeSpec
-from ridgeline.runtime.native.weight import TableWeight, MatrixWeight, VectorWeight
+from ridgeline.runtime.native.weight import MatrixWeight, TableWeight, VectorWeight
 from ridgeline.runtime.ops import AttentionSpec
 
 OpName = Literal[
