@@ -1,4 +1,4 @@
-"""A server process over a simulated executor: `simulated_server.py '{"step_s": 0.01}' '{"port": 0}'`."""
+"""A server process over a simulated executor: `-m tests.serve.simulated_server ENGINE_JSON SERVER_JSON`."""
 
 from __future__ import annotations
 

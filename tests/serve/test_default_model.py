@@ -87,7 +87,8 @@ def test_leaving_gives_the_blocks_back(url: str) -> None:
 
     body = {"prompt": "Tell me everything.", "max_tokens": 3000, "stream": True, "ignore_eos": True}
     with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=20) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: letting it go would close the connection
+        next(lines)
         eventually(lambda: held() > 0)
     eventually(lambda: held() == 0, 5)
     with contextlib.closing(httpx.Client()) as http:

@@ -331,14 +331,15 @@ def test_preempted_answers_are_the_same() -> None:
 # -- the end ---------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def process(engine: dict[str, Any], **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    script = Path(__file__).with_name("simulated_server.py")
-    command = [sys.executable, str(script), json.dumps(engine), json.dumps(options)]
+    module = "tests.serve.simulated_server"
+    command = [sys.executable, "-m", module, json.dumps(engine), json.dumps(options)]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONWARNINGS": ""},
+        cwd=Path(__file__).parents[2],
     ) as child:
         assert child.stdout is not None
         try:
