@@ -20,15 +20,17 @@ from ridgeline.facts.hardware import ISA_TIERS, HardwareSpec
 from ridgeline.facts.kv_layout import KvLayout, kv_layout
 from ridgeline.facts.model_spec import ModelSpec
 
-DEFAULT_BLOCK_SIZE = 16
+DEFAULT_BLOCK_SIZE = 32
 DEFAULT_MAX_NUM_SEQS = 64
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
 DEFAULT_MAX_QUEUE = 1_024
 KV_SHARE = 0.25
 NATIVE_BLOCK_MULTIPLE = 16
+NATIVE_HEAD_MULTIPLE = 16
 MAX_NUM_BLOCKS = 1 << 20
 _KV_BYTES = {"bf16": 2, "float32": 4}
 _NATIVE_WEIGHTS = ("bf16", "int8", "int4")
+_INT4_GRIDS = ("Q4_0", "Q4_1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +165,7 @@ class _Resolving:
             self.choose(
                 "kv_dtype",
                 "bf16",
-                "half of float32's bytes; the default model's greedy text stays that of float32",
+                "half of float32's bytes; greedy text differs from float32's at near ties only",
             )
         else:
             self.choose("kv_dtype", "float32", "the reference keeps everything in float32")
@@ -178,15 +180,23 @@ class _Resolving:
                 "backend",
                 f"native was asked for, but {native.reason}; build it with `make` or `pip install .`",
             )
+        if asked == "native" and self.spec.head_dim % NATIVE_HEAD_MULTIPLE:
+            raise ConfigError("backend", self._head_dim_reason())
         if asked != "auto":
             self.settle("backend", asked, "as asked", asked=True)
         elif self.options.weights == "float32" or self.options.kv_dtype == "float32":
             self.settle("backend", "reference", "float32 was asked for, which only the reference holds")
+        elif self.spec.head_dim % NATIVE_HEAD_MULTIPLE:
+            self.settle("backend", "reference", self._head_dim_reason())
         elif native.available:
             self.settle("backend", "native", native.reason)
         else:
             self.settle("backend", "reference", f"{native.reason}: numpy serves, slowly")
         return str(self.values["backend"])
+
+    def _head_dim_reason(self) -> str:
+        multiple = f"a multiple of {NATIVE_HEAD_MULTIPLE}"
+        return f"the native kernels need a head_dim that is {multiple}, the model has {self.spec.head_dim}"
 
     def _weights(self, backend: str) -> None:
         asked = self.options.weights
@@ -202,16 +212,21 @@ class _Resolving:
             raise ConfigError(
                 "weights", f"the native backend holds {', '.join(_NATIVE_WEIGHTS)}, not {asked}"
             )
-        self.choose(
-            "weights",
-            "int8",
-            f"one byte a weight instead of bf16's two (the file has {self.spec.stored_quantization}); "
-            "decoding is bound by reading weights, and the default model's greedy text stays that of float32",
-        )
-        if self.values["weights"] == "bf16":
-            self.settle("head_weights", "bf16", "as the other weights")
+        stored = self.spec.stored_quantization
+        if stored in _INT4_GRIDS:
+            self.choose(
+                "weights", "int4", f"the file's own grid ({stored}), kept exactly: fewest bytes to read"
+            )
         else:
-            self.settle("head_weights", "int8", "four bits are too coarse for the output head")
+            self.choose(
+                "weights",
+                "bf16",
+                f"the file has {stored}; int8 and int4 read fewer bytes, but change greedy text",
+            )
+        if self.values["weights"] == "int8":
+            self.settle("head_weights", "int8", "as the other weights")
+        else:
+            self.settle("head_weights", "bf16", "fewer bits in the output head change greedy text")
 
     def isa(self, forced: str, native: NativeProbe) -> None:
         """The kernels' instruction set tier; `forced` is the variable RIDGELINE_ISA.
@@ -292,7 +307,7 @@ class _Resolving:
         self.choose(
             "block_size",
             DEFAULT_BLOCK_SIZE,
-            f"wastes at most {DEFAULT_BLOCK_SIZE - 1} tokens a sequence and shares short prefixes",
+            f"whole matrix tiles, and at most {DEFAULT_BLOCK_SIZE - 1} tokens wasted a sequence",
         )
 
     def _num_blocks(self, layout: KvLayout, length: int) -> tuple[int, str, str]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
 
 from ridgeline.core.plan import Row, StepPlan, StepResult
-from ridgeline.engine.logprobs import RowLogprobs
+from ridgeline.engine.logprobs import RawLogprobs, RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.backend import Backend, Logits, Model
 from ridgeline.runtime.batch import Batch
@@ -35,6 +35,20 @@ class StepSeconds:
     batch_s: float = 0.0
     forward_s: float = 0.0
     sample_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one plan row gave so far."""
+
+    tokens: tuple[int, ...] = ()
+    error: str | None = None
+    logprobs: RowLogprobs | None = None
+
+    def add_prompt(self, start: int, raw: list[RawLogprobs]) -> None:
+        """Prompt logprobs of the positions from `start`, which follow those added before."""
+        before = self.logprobs or RowLogprobs(prompt_start=start)
+        self.logprobs = before._replace(prompt=(*before.prompt, *raw))
 
 
 class ModelExecutor:
@@ -59,6 +73,7 @@ class ModelExecutor:
         self.backend = backend
         self.seconds = StepSeconds()
         self._clock = clock
+        self._max_logit_rows = max_num_seqs
         self._slots = Slots(max_num_seqs, max_model_len, block_size, num_groups)
         self._plans: SimpleQueue[StepPlan | None] = SimpleQueue()
         self._results: SimpleQueue[StepResult] = SimpleQueue()
@@ -98,53 +113,68 @@ class ModelExecutor:
         self._slots.release(plan.released)
         for admission in plan.admitted:
             self._slots.admit(admission)
-        batch = self._slots.batch(plan.rows)
+        outcomes = [Outcome() for _ in plan.rows]
+        for indices, rows in self._passes(plan.rows):
+            self._run_pass(rows, [outcomes[i] for i in indices])
+        return StepResult(
+            plan.step,
+            tuple(outcome.tokens for outcome in outcomes),
+            self._clock() - start,
+            logprobs=tuple(o.logprobs for o in outcomes) if any(o.logprobs for o in outcomes) else None,
+            row_errors=tuple(o.error for o in outcomes) if any(o.error for o in outcomes) else None,
+        )
+
+    def _passes(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[Row]]]:
+        """The rows as the backend runs them: at once, but for those that want logits of every position.
+
+        Such a row goes alone, in pieces of at most `max_num_seqs` positions, so that no step holds more
+        logits than a full batch of decodes does. Yields row indices and rows.
+        """
+        every = {i for i, row in enumerate(rows) if row.count > 1 and self._slots.wants_prompt_logprobs(row)}
+        usual = [i for i in range(len(rows)) if i not in every]
+        if usual:
+            yield usual, [rows[i] for i in usual]
+        for i in sorted(every):
+            row = rows[i]
+            for done in range(0, row.count, self._max_logit_rows):
+                count = min(self._max_logit_rows, row.count - done)
+                samples = row.num_samples if done + count == row.count else 0
+                yield [i], [row._replace(start=row.start + done, count=count, num_samples=samples)]
+
+    def _run_pass(self, rows: list[Row], outcomes: list[Outcome]) -> None:
+        start = self._clock()
+        batch = self._slots.batch(rows)
         built = self._clock()
         logits = self.backend.run(self.model, batch)
         computed = self._clock()
-        result = self._sample(plan, batch, logits)
-        end = self._clock()
+        self._sample(rows, batch, logits, outcomes)
         self.seconds.batch_s += built - start
         self.seconds.forward_s += computed - built
-        self.seconds.sample_s += end - computed
-        return result._replace(seconds=end - start)
+        self.seconds.sample_s += self._clock() - computed
 
-    def _sample(self, plan: StepPlan, batch: Batch, logits: Logits) -> StepResult:
+    def _sample(self, rows: list[Row], batch: Batch, logits: Logits, outcomes: list[Outcome]) -> None:
         """Tokens, logprobs and errors of each row; the tokens go into the store."""
         slots = self._slots
         last = np.searchsorted(batch.logit_rows, batch.row_starts[1:] - 1)
-        prompt = {i: self._prompt_logprobs(row, logits, int(last[i])) for i, row in enumerate(plan.rows)
-                  if slots.wants_prompt_logprobs(row)}  # fmt: skip
-        sampling = [i for i, row in enumerate(plan.rows) if row.num_samples]
-        wanted = [slots.sample_row(plan.rows[i]) for i in sampling]
+        for i, row in enumerate(rows):
+            if slots.wants_prompt_logprobs(row):
+                outcomes[i].add_prompt(row.start + 1, self._prompt_logprobs(row, logits, int(last[i])))
+        sampling = [i for i, row in enumerate(rows) if row.num_samples]
+        wanted = [slots.sample_row(rows[i]) for i in sampling]
         chosen = logits if len(sampling) == len(logits) else logits[last[sampling]]
         sampled = sample(chosen, wanted)
-        slots.append([plan.rows[i] for i in sampling], sampled.tokens)
-        tokens: list[tuple[int, ...]] = [()] * len(plan.rows)
-        errors: list[str | None] = [None] * len(plan.rows)
-        logprobs: list[RowLogprobs | None] = [None] * len(plan.rows)
+        slots.append([rows[i] for i in sampling], sampled.tokens)
         for i, token, error, own in zip(
             sampling, sampled.tokens.tolist(), sampled.errors, sampled.logprobs, strict=True
         ):
-            tokens[i] = () if error else (token,)
-            errors[i] = error
+            outcomes[i].tokens = () if error else (token,)
+            outcomes[i].error = error
             if own is not None:
-                logprobs[i] = RowLogprobs(sampled=(own,))
-        for i, payload in prompt.items():
-            mine = logprobs[i]
-            logprobs[i] = payload if mine is None else payload._replace(sampled=mine.sampled)
-        return StepResult(
-            plan.step,
-            tuple(tokens),
-            0.0,
-            logprobs=tuple(logprobs) if any(p is not None for p in logprobs) else None,
-            row_errors=tuple(errors) if any(errors) else None,
-        )
+                outcomes[i].logprobs = (outcomes[i].logprobs or RowLogprobs())._replace(sampled=(own,))
 
-    def _prompt_logprobs(self, row: Row, logits: Logits, last: int) -> RowLogprobs:
+    def _prompt_logprobs(self, row: Row, logits: Logits, last: int) -> list[RawLogprobs]:
         """Log probabilities of the prompt tokens that this chunk predicts (positions start + 1 on)."""
         following = self._slots.prompt_after(row)
         first = last - row.count + 1
         params: SamplingParams = self._slots.params(row.request_id)
-        raw = logprobs_of(logits[first : first + len(following)], following, params.prompt_logprobs or 0)
-        return RowLogprobs(prompt_start=row.start + 1, prompt=tuple(raw))
+        return logprobs_of(logits[first : first + len(following)], following, params.prompt_logprobs or 0)

@@ -1,7 +1,7 @@
 """Running requests as rows of arrays, so that a step's Batch is built without touching single tokens.
 
-    tokens  [num_slots, max_model_len + 1]      prompt, then what was generated, by position
-    tables  per KV group [num_slots, max_blocks] the block table, rewritten when the plan's tuple changed
+tokens  [num_slots, max_model_len + 1]      prompt, then what was generated, by position
+tables  per KV group [num_slots, max_blocks] the block table, rewritten when the plan's tuple changed
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run the oracle on every pair of features and write docs/feature_matrix.md.
 
-    python -m tests.contracts.write_feature_matrix
+python -m tests.contracts.write_feature_matrix
 """
 
 from __future__ import annotations

@@ -67,14 +67,40 @@ def test_defaults_of_the_native_backend() -> None:
     reasons = {decision.field: decision.reason for decision in decisions}
     assert (config.backend, config.weights, config.kv_dtype, config.isa_tier) == (
         "native",
-        "int8",
+        "bf16",
         "bf16",
         "avx512",
     )
     assert config.num_threads == 2 and reasons["num_threads"] == "2 cores, says the test"
     assert config.max_model_len == 4_096
-    assert config.num_blocks == 64 * 256 and "64 sequences x 4096 tokens" in reasons["num_blocks"]
+    assert config.num_blocks == 64 * 128 and "64 sequences x 4096 tokens" in reasons["num_blocks"]
     assert config.kv_memory_bytes == config.num_blocks * config.kv_layout(SPEC).page_bytes
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "weights", "head"),
+    [
+        ("Q4_0", "auto", "int4", "bf16"),
+        ("Q4_1", "auto", "int4", "bf16"),
+        ("Q8_0", "auto", "bf16", "bf16"),
+        ("BF16", "auto", "bf16", "bf16"),
+        ("BF16", "int8", "int8", "int8"),
+        ("BF16", "int4", "int4", "bf16"),
+    ],
+)
+def test_precision_is_the_least_that_keeps_greedy_text(
+    stored: str, asked: str, weights: str, head: str
+) -> None:
+    config, _ = settle(spec=dataclasses.replace(SPEC, stored_quantization=stored), weights=asked)
+    assert (config.weights, config.head_weights) == (weights, head)
+
+
+def test_heads_that_the_kernels_cannot_hold_go_to_the_reference() -> None:
+    odd = dataclasses.replace(SPEC, head_dim=20)
+    config, decisions = settle(spec=odd)
+    assert config.backend == "reference"
+    assert "multiple of 16" in next(d.reason for d in decisions if d.field == "backend")
+    assert refusal(spec=odd, backend="native").field == "backend"
 
 
 def test_without_the_kernels_the_reference_serves_and_says_so() -> None:
@@ -85,7 +111,7 @@ def test_without_the_kernels_the_reference_serves_and_says_so() -> None:
 
 def test_what_is_asked_for_is_taken_and_marked() -> None:
     asked = {
-        "backend": "native", "weights": "int4", "kv_dtype": "bf16", "max_model_len": 100, "block_size": 32,
+        "backend": "native", "weights": "int4", "kv_dtype": "bf16", "max_model_len": 100, "block_size": 48,
         "num_blocks": 50, "max_num_seqs": 3, "max_num_batched_tokens": 77, "num_threads": 1,
         "enable_prefix_caching": False, "policy": "priority", "max_queue": 9, "seed": 5,
         "served_model_name": "me", "overlap": True,
@@ -94,12 +120,12 @@ def test_what_is_asked_for_is_taken_and_marked() -> None:
     for field, value in asked.items():
         assert getattr(config, field) == value
         assert next(d for d in decisions if d.field == field).asked
-    assert config.head_weights == "int8", "four bits are too coarse for the head"
+    assert config.head_weights == "bf16", "four bits are too coarse for the head"
 
 
 def test_context_shrinks_to_what_the_cache_holds_when_unasked() -> None:
     config, decisions = settle(num_blocks=10)
-    assert config.max_model_len == 160
+    assert config.max_model_len == 320
     assert "10 KV blocks" in next(d.reason for d in decisions if d.field == "max_model_len")
 
 
@@ -120,7 +146,7 @@ def test_memory_bounds_the_cache() -> None:
         ({"backend": "native", "kv_dtype": "float32"}, "kv_dtype", "reference"),
         ({"num_blocks": 5, "kv_memory_bytes": 1_000_000}, "num_blocks", "kv_memory_bytes"),
         ({"max_model_len": 5_000}, "max_model_len", "4096"),
-        ({"max_model_len": 1_000, "num_blocks": 5}, "num_blocks", "at most 80 tokens"),
+        ({"max_model_len": 1_000, "num_blocks": 5}, "num_blocks", "at most 160 tokens"),
         ({"max_model_len": 1_000, "kv_memory_bytes": 100_000}, "kv_memory_bytes", "at most"),
         ({"kv_memory_bytes": 10}, "kv_memory_bytes", "less than one block"),
         ({"block_size": 20}, "block_size", "multiple of 16"),
@@ -202,7 +228,7 @@ def test_window_models_need_less_cache() -> None:
     config, _ = settle(spec=windowed, num_blocks=500, max_num_batched_tokens=64, max_model_len=4_096)
     layout = config.kv_layout(windowed)
     assert [group.window for group in layout.groups] == [None, 64, 64, 64]
-    assert layout.blocks_for(4_096, 64) == 256 + 3 * (8 + 1)
+    assert layout.blocks_for(4_096, 64) == 128 + 3 * (4 + 1)
 
 
 def test_ledger_is_of_the_configuration() -> None:

@@ -1,7 +1,7 @@
 """Write default_model.json: greedy text and logits of the default model by transformers in float32.
 
-    python -m venv /some/where && pip install torch transformers accelerate gguf numpy
-    python tests/references/make_default.py THE_MODEL.gguf        (`ridgeline pull` says where it is)
+python -m venv /some/where && pip install torch transformers accelerate gguf numpy
+python tests/references/make_default.py THE_MODEL.gguf        (`ridgeline pull` says where it is)
 """
 
 from __future__ import annotations

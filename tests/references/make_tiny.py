@@ -1,7 +1,7 @@
 """Write tiny.npz: logits (every third position) and greedy tokens of the tiny models, transformers float32.
 
-    python -m venv /some/where && pip install torch transformers numpy
-    python tests/references/make_tiny.py
+python -m venv /some/where && pip install torch transformers numpy
+python tests/references/make_tiny.py
 """
 
 from __future__ import annotations

@@ -158,3 +158,40 @@ def test_a_row_that_fails_ends_its_request_alone_and_says_why() -> None:
     finished = {e.request_id: (e.reason, e.error) for e in events if isinstance(e, Finished)}
     engine.close()
     assert finished == {"a": ("length", None), "b": ("error", "the model's logits are not finite")}
+
+
+def test_prompt_logprobs_never_hold_more_logits_than_a_full_batch() -> None:
+    model, prompt = load_tiny("llama"), tiny.prompt(tiny.CONFIGS["llama"], length=21)
+    logits = model.logits(prompt)
+    held: list[int] = []
+    run = model.backend.run
+
+    def watched(ran: object, batch: Batch) -> object:
+        held.append(len(batch.logit_rows))
+        return run(ran, batch)  # type: ignore[arg-type]
+
+    executor = executor_of(model)
+    executor.backend.run = watched  # type: ignore[method-assign, assignment]
+    wanting = SamplingParams(temperature=0, prompt_logprobs=2, logprobs=0)
+    admitted = (
+        Admission(request("a", prompt, wanting), ()),
+        Admission(request("b", prompt[:5]), ()),
+    )
+    rows = (Row("a", 0, 21, blocks(5, 21), 1), Row("b", 0, 5, blocks(12, 5), 1))
+    executor.submit(StepPlan(0, rows, admitted, (), 26))
+    result = executor.collect()
+    executor.close()
+    model.backend.run = run  # type: ignore[method-assign]
+
+    assert max(held) <= 4
+    assert result.tokens[0] == (int(logits[-1].argmax()),)
+    assert result.logprobs is not None
+    mine = result.logprobs[0]
+    assert isinstance(mine, RowLogprobs)
+    expected = logprobs_of(logits[:-1], np.array(prompt[1:], np.int32), 2)
+    assert mine.prompt_start == 1
+    assert [raw.token_id for raw in mine.prompt] == prompt[1:]
+    np.testing.assert_allclose(
+        [raw.logprob for raw in mine.prompt], [raw.logprob for raw in expected], atol=1e-5
+    )
+    assert len(mine.sampled) == 1

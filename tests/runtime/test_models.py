@@ -69,6 +69,4 @@ def test_a_tied_head_may_be_stored_twice() -> None:
 
 
 def _load(arrays: dict[str, np.ndarray]) -> None:
-    load_model(
-        model_spec_from_config(tiny.CONFIGS["llama"], "tiny"), stream_of(arrays), ReferenceBackend()
-    )
+    load_model(model_spec_from_config(tiny.CONFIGS["llama"], "tiny"), stream_of(arrays), ReferenceBackend())

@@ -30,9 +30,7 @@ def loaded(default_model: ModelSource) -> TinyModel:
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["prompt"][-20:])
-def test_logits_and_greedy_text_equal_those_of_transformers(
-    loaded: TinyModel, entry: dict[str, Any]
-) -> None:
+def test_logits_and_greedy_text_equal_those_of_transformers(loaded: TinyModel, entry: dict[str, Any]) -> None:
     prompt, greedy = entry["prompt_token_ids"], entry["greedy_token_ids"]
     logits = loaded.logits(prompt + greedy)[len(prompt) - 1 : -1]
     scale = entry["logits_std"]

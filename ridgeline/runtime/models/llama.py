@@ -1,7 +1,7 @@
 """Llama and its kin: Llama 2 and 3.x, Mistral, SmolLM2 (Touvron et al. 2023; Jiang et al. 2023).
 
-    x -> rms_norm -> q, k, v -> rope -> attention -> output -+-> rms_norm -> gated mlp -+->
-      `-----------------------------------------------------'  `----------------------'
+x -> rms_norm -> q, k, v -> rope -> attention -> output -+-> rms_norm -> gated mlp -+->
+  `-----------------------------------------------------'  `----------------------'
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The paged KV cache as one numpy array.
 
-    pool   [num_blocks, layers_per_page, K and V, block_size, kv_heads, head_dim]
-    a layer lives at a slot of every page of its group's blocks
+pool   [num_blocks, layers_per_page, K and V, block_size, kv_heads, head_dim]
+a layer lives at a slot of every page of its group's blocks
 """
 
 from __future__ import annotations
