@@ -6,9 +6,12 @@ need. Smaller blocks are paging. The second part attends over blocks in order an
 
 from __future__ import annotations
 
+import importlib
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -219,7 +222,9 @@ def reference_attention(sequence: Sequence, table: np.ndarray, block_size: int) 
         block_tables=(table,),
         logit_rows=np.array([num_tokens - 1], np.int32),
     )
-    return np.asarray(ReferenceOps(batch, cache).paged_attention(q, sequence.k, sequence.v, spec))[-1]
+    attended: np.ndarray = ReferenceOps(batch, cache).paged_attention(q, sequence.k, sequence.v, spec)
+    last: np.ndarray = attended[-1]
+    return last
 
 
 class NativeAttention:
@@ -247,10 +252,9 @@ class NativeAttention:
 def native_module() -> Any:
     """The compiled kernels, or None where they were not built."""
     try:
-        from ridgeline.runtime.native import _native
+        return importlib.import_module("ridgeline.runtime.native._native")
     except ImportError:
         return None
-    return _native
 
 
 def attention_differences() -> dict[str, float]:
@@ -273,20 +277,20 @@ def attention_differences() -> dict[str, float]:
 def attention_ms(num_tokens: int, rounds: int = 15) -> tuple[float, float]:
     """Least milliseconds of one decode token's attention: pieces of 1,024 in order, shuffled blocks of 16."""
     native, sequence = native_module(), Sequence.random(num_tokens)
-    layouts = ((PIECE, tables(num_tokens, PIECE)[0]), (16, tables(num_tokens, 16)[1]))
-    if native is None:
-        calls = [lambda s=size, t=table: reference_attention(sequence, t, s) for size, table in layouts]
-        rounds = 2
-    else:
-        calls = [NativeAttention(native, sequence, table, size) for size, table in layouts]
+    calls: list[Callable[[], np.ndarray]] = []
+    for size, table in ((PIECE, tables(num_tokens, PIECE)[0]), (16, tables(num_tokens, 16)[1])):
+        if native is None:
+            calls.append(partial(reference_attention, sequence, table, size))
+        else:
+            calls.append(NativeAttention(native, sequence, table, size))
     times: list[list[float]] = [[], []]
-    for _ in range(rounds):
+    for _ in range(2 if native is None else rounds):
         for call, seconds in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
-    best = [1e3 * min(seconds) for seconds in times]
-    return best[0], best[1]
+    contiguous, paged = (1e3 * min(seconds) for seconds in times)
+    return contiguous, paged
 
 
 def attention_relations(

@@ -30,7 +30,8 @@ DOCUMENT_TOKENS, POOL_DOCUMENTS = 1_024, 10
 def ask(llm: LLM, prompt: list[int], num_tokens: int = 1) -> tuple[float, int, tuple[int, ...]]:
     """Seconds to the first token, prompt tokens found in the cache, and the tokens generated."""
     params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)
-    first_s, token_ids, num_cached = 0.0, [], 0
+    first_s, num_cached = 0.0, 0
+    token_ids: list[int] = []
     start = time.perf_counter()
     for delta in llm.stream(prompt, params):
         if delta.token_ids and not token_ids:

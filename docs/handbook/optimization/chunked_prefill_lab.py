@@ -164,9 +164,9 @@ def relations(
             f"{1e3 * first[least]:.0f} ms in steps of {least}, {1e3 * first[WHOLE]:.0f} ms whole",
         ),
         Relation(
-            "below some size chunks are hardly shorter, only more",
+            "shorter steps are not shorter in proportion: each reads the weights",
             worst[least] / worst[64] > least / 64,
-            f"a quarter of the tokens, {100 * worst[least] / worst[64]:.0f}% of the gap",
+            f"{100 * least / 64:.0f}% of the tokens, {100 * worst[least] / worst[64]:.0f}% of the gap",
         ),
         Relation("every budget gives the same tokens", same, f"to {NUM_STREAMS} streams and the long prompt"),
     )

@@ -191,6 +191,7 @@ def plot(result: LabResult, figure: Figure) -> None:
     for kind, rows in result.data["rows"].items():
         seats.step(range(SHOWN_STEPS), rows[:SHOWN_STEPS], where="post", label=kind)
     seats.set(xlabel="step", ylabel=f"requests in the step, of {SEATS}", title="mixed answers", ylim=(0, 19))
+    seats.set_yticks(range(0, SEATS + 1, 4))
     seats.legend(fontsize=8, loc="upper right", ncols=2)
     measured = {int(batch): ms for batch, ms in result.data["step_ms"].items()}
     steps.plot(list(measured), list(measured.values()), marker="o", linestyle="", label="measured")

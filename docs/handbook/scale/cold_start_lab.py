@@ -23,7 +23,7 @@ STAGES = {
     "import": "ridgeline's code and numpy",
     "decide": "find the model, read its header, probe the machine, resolve the options",
     "tokenizer": "vocabulary and merges",
-    "weights": "read, requantize and pack the matrices; allocate the cache",
+    "weights": "read and pack the matrices, allocate the cache",
     "first token": "assemble the engine, prefill a short prompt, sample",
 }
 WARM = "next request"
