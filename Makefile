@@ -21,10 +21,12 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml $(KERNELS)
+	@echo "installing Ridgeline and building its kernels (about a minute)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.created pyproject.toml $(KERNELS)
+	@echo "installing Ridgeline with its test tools (one to two minutes)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
