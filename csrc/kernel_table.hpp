@@ -7,6 +7,7 @@
 #include "function_args.hpp"
 #include "kernel_args.hpp"
 #include "linear_args.hpp"
+#include "measure_args.hpp"
 #include "thread_pool.hpp"
 
 namespace ridgeline {
@@ -33,6 +34,10 @@ struct KernelTable {
     void (*apply)(const ApplyArgs&, Team&);
     // One row of a ggml type (whole blocks) as floats.
     void (*dequantize_row)(int32_t type, const uint8_t* row, float* y, int64_t num_values);
+    // The machine's ceilings. Operations of one round of a unit on one thread; 0: the tier has none.
+    void (*measure_read)(const ReadArgs&, Team&);
+    void (*measure_peak)(const PeakArgs&, Team&);
+    int64_t (*peak_operations)(Unit unit);
 };
 
 }  // namespace ridgeline

@@ -12,6 +12,7 @@ namespace ridgeline {
 void bind_attention(nb::module_& module);
 void bind_elementwise(nb::module_& module);
 void bind_linear(nb::module_& module);
+void bind_measure(nb::module_& module);
 void bind_tape(nb::module_& module);
 
 }  // namespace ridgeline
@@ -45,5 +46,6 @@ NB_MODULE(_native, module) {
     bind_attention(module);
     bind_elementwise(module);
     bind_linear(module);
+    bind_measure(module);
     bind_tape(module);
 }

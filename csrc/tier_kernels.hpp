@@ -10,6 +10,7 @@
 #include "ggml_blocks.hpp"
 #include "kv_cache.hpp"
 #include "linear.hpp"
+#include "measure.hpp"
 #include "norm.hpp"
 #include "pack.hpp"
 #include "quantize_rows.hpp"
@@ -39,6 +40,9 @@ const KernelTable kTable = {
     .dequantize_row = [](int32_t type, const uint8_t* row, float* y, int64_t num_values) {
         dequantize_row(static_cast<GgmlType>(type), row, y, num_values);
     },
+    .measure_read = measure_read,
+    .measure_peak = measure_peak,
+    .peak_operations = peak_operations,
 };
 
 }  // namespace ridgeline::RL_TIER
