@@ -403,18 +403,17 @@ class Scheduler:
             _, start, count, _, num_samples = row
             sequence.settled = end = start + count
             if sequence.status is not running:
-                self._apply_departing(sequence, row, sampled, payload, now, events)
+                self._apply_departing(sequence, flight.plan, row, result, now, events)
                 continue
+            if len(sampled) != num_samples:
+                self._finish(sequence, "error", now, events, error=_row_error(flight.plan, row, result))
+                continue  # nothing of it is published: its keys and values may be what is broken
             if end >= sequence.publish_at:
                 self._paging.publish(sequence)
             num_prompt = sequence.num_prompt
             if start < num_prompt:
                 add_event(PromptComputed(now, sequence.id, start, min(end, num_prompt) - start, payload))
-            if len(sampled) != num_samples:
-                error = result.row_errors[rows.index(row)] if result.row_errors else None
-                error = error or f"the executor sampled {len(sampled)} tokens, not {num_samples}"
-                self._finish(sequence, "error", now, events, error=error)
-            elif num_samples:
+            if num_samples:
                 token = sampled[0]
                 tokens = sequence.tokens
                 add_event(
@@ -427,20 +426,25 @@ class Scheduler:
     def _apply_departing(
         self,
         sequence: Sequence,
+        plan: StepPlan,
         row: Row,
-        sampled: tuple[int, ...],
-        payload: object,
+        result: StepResult,
         now: float,
         events: list[Event],
     ) -> None:
         """A row of a request that finished or was preempted meanwhile; only the latter wants its result."""
-        if sequence.status is Status.PREEMPTED:
+        index = plan.rows.index(row)
+        sampled, payload = result.tokens[index], result.logprobs[index] if result.logprobs else None
+        preempted = sequence.status is Status.PREEMPTED
+        if preempted and len(sampled) != row.num_samples:
+            self._finish(sequence, "error", now, events, error=_row_error(plan, row, result))
+        elif preempted:
             if sequence.settled >= sequence.publish_at:
                 self._paging.publish(sequence)
             if row.start < sequence.num_prompt:
                 count = min(sequence.settled, sequence.num_prompt) - row.start
                 events.append(PromptComputed(now, sequence.id, row.start, count, payload))
-            if row.num_samples and sampled:
+            if row.num_samples:
                 first = len(sequence.tokens) == sequence.num_prompt
                 events.append(TokensGenerated(now, sequence.id, sampled, first, payload))
                 sequence.tokens.append(sampled[0])
@@ -523,6 +527,13 @@ class Scheduler:
         if sequence.status is Status.PREEMPTED:
             sequence.computed = sequence.settled = 0
             sequence.known = len(sequence.tokens)
+
+
+def _row_error(plan: StepPlan, row: Row, result: StepResult) -> str:
+    """Why a row did not sample what it should have."""
+    index = plan.rows.index(row)
+    said = result.row_errors[index] if result.row_errors else None
+    return said or f"the executor sampled {len(result.tokens[index])} tokens, not {row.num_samples}"
 
 
 def _rank(sequence: Sequence) -> Rank:

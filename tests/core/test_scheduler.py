@@ -286,6 +286,36 @@ def test_a_fault_finishes_the_requests_of_its_plan_and_no_others() -> None:
     assert [event.reason for event in of(run(machine), Finished)] == ["length"]
 
 
+def failed_row(plan: StepPlan, error: str = "not finite") -> StepResult:
+    """Every row that should have sampled failed by itself."""
+    errors = tuple(error if row.num_samples else None for row in plan.rows)
+    return StepResult(plan.step, tuple(() for _ in plan.rows), 0.01, row_errors=errors)
+
+
+def test_a_failed_row_leaves_nothing_in_the_prefix_cache() -> None:
+    machine = scheduler()
+    machine.add(request("a", 9), 0.0)
+    plan = machine.plan(0.0)
+    assert plan is not None
+    (end,) = of(machine.apply(plan, failed_row(plan), 0.0), Finished)
+    assert (end.reason, end.error) == ("error", "not finite")
+    assert machine.stats().num_cached_blocks == 0
+    assert not block_complaints(machine)
+
+
+def test_a_failed_row_in_flight_ends_the_preempted_too() -> None:
+    machine = scheduler()
+    machine.add(request("a", 4, max_tokens=9), 0.0)
+    step(machine)
+    first, second = machine.plan(0.0), machine.plan(0.0)
+    assert first is not None and second is not None
+    assert machine.preempt("a", 0.0)
+    (end,) = of(machine.apply(first, failed_row(first), 0.0), Finished)
+    assert (end.reason, end.error, end.num_generated_tokens) == ("error", "not finite", 1)
+    assert not of(machine.apply(second, result(second), 0.0), TokensGenerated)
+    assert not machine.has_work() and not block_complaints(machine)
+
+
 def test_a_short_answer_is_a_fault_of_the_executor() -> None:
     machine = scheduler()
     machine.add(request("a", 5), 0.0)
