@@ -15,6 +15,7 @@ from ridgeline.cli.generate import generate
 from ridgeline.cli.info import info
 from ridgeline.cli.lab import lab
 from ridgeline.cli.pull import pull
+from ridgeline.cli.roofline import roofline
 from ridgeline.cli.serve import serve
 from ridgeline.cli.version import version
 
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (serve, generate, chat, explain, info, pull, lab, version):
+for _verb in (serve, generate, chat, explain, info, pull, roofline, lab, version):
     app.command()(_verb)
 
 

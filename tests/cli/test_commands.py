@@ -25,7 +25,7 @@ from ridgeline.serve.options import ServerOptions
 
 RIDGELINE = [sys.executable, "-m", "ridgeline.cli.main"]
 SMALL = ["--kv-memory", "64MiB"]
-VERBS = ["serve", "generate", "chat", "explain", "info", "pull", "lab", "version"]
+VERBS = ["serve", "generate", "chat", "explain", "info", "pull", "roofline", "lab", "version"]
 
 Capture = pytest.CaptureFixture[str]
 
