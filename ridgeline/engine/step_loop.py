@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ridgeline.core.config import RequestRejected
@@ -21,7 +23,7 @@ class StepLoop:
         self.engine = engine
         self._processor = processor
         self._jobs: dict[str, Job] = {}
-        self._num_open: dict[str, int] = {}
+        self._open: dict[str, set[int]] = {}  # completions of a job that have not finished
         self._events: list[Event] = []
 
     @property
@@ -52,11 +54,21 @@ class StepLoop:
             raise InvalidParameter(param, error.reason) from None
         self._processor.add(job)
         self._jobs[job.id] = job
-        self._num_open[job.id] = len(job.requests)
+        self._open[job.id] = set(range(len(job.requests)))
 
     def step(self) -> list[Output]:
         """One engine step. A completion whose stop string matched is aborted before the next."""
-        return self._fold(self.engine.step())
+        events = self.engine.step()
+        with self.outputs():
+            return self._fold(events)
+
+    @contextmanager
+    def outputs(self) -> Iterator[None]:
+        """What runs inside counts as the stage "output" of the steps."""
+        clock = self.engine.clock
+        start = clock.now()
+        yield
+        self.engine.seconds.output_s += clock.now() - start
 
     def abort(self, job_id: str, reason: FinishReason = "abort") -> list[Output]:
         """End what still runs of a job; an unknown id is no error."""
@@ -64,14 +76,14 @@ class StepLoop:
         if job is None:
             return []
         events: list[Event] = []
-        for request in job.requests:
-            events.extend(self.engine.abort(request.id, reason))
+        for index in sorted(self._open[job_id]):  # the id of a finished one may be somebody else's by now
+            events.extend(self.engine.abort(job.requests[index].id, reason))
         return self._fold(events)
 
     def fail(self, message: str) -> list[Output]:
         """End every job with an error, without the engine's help."""
         self._jobs.clear()
-        self._num_open.clear()
+        self._open.clear()
         return self._processor.fail(message)
 
     def take_events(self) -> list[Event]:
@@ -90,10 +102,10 @@ class StepLoop:
             outputs += self._processor.process(stops)[0]
         for job_id, delta in outputs:
             if delta.finish_reason is not None:
-                self._close_one(job_id)
+                self._close_one(job_id, delta.index)
         return outputs
 
-    def _close_one(self, job_id: str) -> None:
-        self._num_open[job_id] -= 1
-        if not self._num_open[job_id]:
-            del self._num_open[job_id], self._jobs[job_id]
+    def _close_one(self, job_id: str, index: int) -> None:
+        self._open[job_id].discard(index)
+        if not self._open[job_id]:
+            del self._open[job_id], self._jobs[job_id]

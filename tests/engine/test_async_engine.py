@@ -298,6 +298,23 @@ async def test_a_forgotten_generation_aborts() -> None:
         await until(lambda: all_free(engine))
 
 
+async def test_abort_spares_a_later_request_that_took_the_id_of_a_finished_completion() -> None:
+    def one_ends(request: Request, index: int) -> int:
+        return EOS if request.id == "r-0" and len(request.prompt) == 2 else 120
+
+    async with running(one_ends) as (engine, executor):
+        executor.gate.clear()
+        first = await engine.submit("xx", SamplingParams(n=2, max_tokens=200), request_id="r")
+        executor.gate.set()
+        while (await anext(first)).finish_reason is None:  # r-0; r-1 goes on
+            pass
+        second = await engine.submit("x", SamplingParams(max_tokens=200), request_id="r-0")
+        await anext(second)
+        engine.abort("r")
+        reasons = [delta.finish_reason async for delta in second]
+        assert reasons[-1] == "length"
+
+
 async def test_abort_by_id_ends_the_stream() -> None:
     async with running(says("", then=97)) as (engine, executor):
         executor.gate.clear()
