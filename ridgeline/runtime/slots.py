@@ -57,6 +57,8 @@ class Slots:
         slot = self._free.pop()
         known = np.array(request.prompt + admission.generated, np.int32)
         self._tokens[slot, : len(known)] = known
+        for table in self._tables:
+            table[slot] = NO_BLOCK
         params = request.sampling if isinstance(request.sampling, SamplingParams) else SamplingParams()
         stops = np.array(sorted(request.stop_token_ids), np.int32)
         groups = len(self._tables)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ridgeline.core.config import SchedulerConfig
 from ridgeline.core.event import Finished
-from ridgeline.core.plan import Admission, Row, StepPlan
+from ridgeline.core.plan import NO_BLOCK, Admission, Row, StepPlan
 from ridgeline.core.request import Request
 from ridgeline.core.scheduler import Scheduler
 from ridgeline.engine.clock import MonotonicClock
@@ -16,6 +16,7 @@ from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.batch import Batch
 from ridgeline.runtime.model_executor import ModelExecutor
 from ridgeline.runtime.sampler import logprobs_of
+from ridgeline.runtime.slots import Slots
 from tests.references import tiny
 from tests.runtime.tiny_models import TinyModel, load_tiny
 
@@ -195,3 +196,16 @@ def test_prompt_logprobs_never_hold_more_logits_than_a_full_batch() -> None:
         [raw.logprob for raw in mine.prompt], [raw.logprob for raw in expected], atol=1e-5
     )
     assert len(mine.sampled) == 1
+
+
+def test_a_slot_keeps_no_blocks_of_its_last_occupant() -> None:
+    slots = Slots(num_slots=2, max_model_len=64, block_size=8, num_groups=1)
+    slots.admit(Admission(request("long", [1] * 30), ()))
+    slots.batch([Row("long", 0, 30, blocks(10, 30), 1)])
+    slots.release(["long"])
+    slots.admit(Admission(request("short", [1] * 5), ()))
+    slots.admit(Admission(request("wide", [1] * 30), ()))
+    (table,) = slots.batch(
+        [Row("short", 0, 5, blocks(0, 5), 1), Row("wide", 0, 30, blocks(20, 30), 1)]
+    ).block_tables
+    assert table.tolist() == [[0, NO_BLOCK, NO_BLOCK, NO_BLOCK], [20, 21, 22, 23]]
