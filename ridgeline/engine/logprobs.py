@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class RawLogprobs(NamedTuple):
     """One position: the token there and the likeliest `k` (natural log, likeliest first).
 
-    `rank` is the token's own rank, 1 for the likeliest. `top_ids[i]` has rank i + 1; the token
-    itself may or may not be among them. Plain Python numbers, not numpy scalars.
+    `rank` is the token's own rank, 1 for the likeliest, the lower id first on ties. `top_ids[i]` has
+    rank i + 1; the token itself may or may not be among them. Plain Python numbers, not numpy scalars.
     """
 
     token_id: int

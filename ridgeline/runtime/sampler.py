@@ -239,7 +239,7 @@ def logprobs_of(logits: Array, tokens: Int32Array, num_top: int) -> list[RawLogp
         top = row.max()
         log_mass = float(top) + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
         ids = top_ids(row, num_top)
-        rank = int((row > row[token]).sum()) + 1
+        rank = int((row > row[token]).sum() + (row[:token] == row[token]).sum()) + 1
         likeliest = tuple(float(value) - log_mass for value in row[ids])
         result.append(RawLogprobs(token, float(row[token]) - log_mass, rank, tuple(ids.tolist()), likeliest))
     return result

@@ -204,3 +204,6 @@ def test_ranks_and_ties() -> None:
     assert top_ids(logits[0], 0).tolist() == []
     assert top_ids(logits[0], 99).tolist() == [1, 2, 4, 0, 3]
     assert logprobs_of(logits, np.array([0], np.int32), 1)[0].rank == 4
+    for token in range(5):  # a token among the likeliest has the rank of its place there
+        own = logprobs_of(logits, np.array([token], np.int32), 5)[0]
+        assert own.rank == own.top_ids.index(token) + 1
