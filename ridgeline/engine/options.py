@@ -19,7 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "policy": ("fcfs", "priority"),
 }
 RANGES: dict[str, tuple[int, int]] = {
-    "max_model_len": (1, 1 << 24),
+    "max_model_len": (2, 1 << 24),
     "block_size": (1, 1_024),
     "kv_memory_bytes": (1, 1 << 50),
     "num_blocks": (1, 1 << 31),

@@ -28,6 +28,8 @@ KV_SHARE = 0.25
 NATIVE_BLOCK_MULTIPLE = 16
 NATIVE_HEAD_MULTIPLE = 16
 MAX_NUM_BLOCKS = 1 << 20
+MIN_MODEL_LEN = 2
+"""A token of prompt and one generated."""
 _KV_BYTES = {"bf16": 2, "float32": 4}
 _NATIVE_WEIGHTS = ("bf16", "int8", "int4")
 _INT4_GRIDS = ("Q4_0", "Q4_1")
@@ -339,13 +341,15 @@ class _Resolving:
 
         Counted at one token a step: alone in the pool, a sequence can always go on so.
         """
+        if wanted < MIN_MODEL_LEN:
+            raise ConfigError("max_model_len", f"{wanted} leaves no room to generate after a prompt")
         if layout.blocks_for(wanted) <= num_blocks:
             reason = f"the model's context of {self.spec.context_length} tokens"
             self.choose("max_model_len", wanted, reason)
             return
         longest = _longest(layout, num_blocks, wanted)
         needed = layout.bytes_for(wanted)
-        if self.options.max_model_len is not None or longest < 1:
+        if self.options.max_model_len is not None or longest < MIN_MODEL_LEN:
             raise ConfigError(
                 field,
                 f"a sequence of {wanted} tokens needs {layout.blocks_for(wanted)} KV blocks "

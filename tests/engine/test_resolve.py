@@ -304,3 +304,9 @@ def test_probe_of_this_machine() -> None:
     machine = probe_hardware()
     assert machine.num_cores >= 1 and machine.memory_bytes > 0 and machine.name
     assert probe_native().reason
+
+
+def test_a_context_without_room_to_generate_is_refused() -> None:
+    assert refusal(max_model_len=1).field == "max_model_len"
+    assert refusal(spec=dataclasses.replace(SPEC, context_length=1)).field == "max_model_len"
+    assert refusal(backend="reference", num_blocks=1, block_size=1).field == "num_blocks"
