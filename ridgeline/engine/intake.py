@@ -43,7 +43,7 @@ class Intake:
     Args:
         tokenizer: the model's.
         vocab_size: rows of the embedding: prompt ids are below it.
-        eos_token_ids: tokens that end every completion unless ignore_eos.
+        eos_token_ids: tokens that end every completion unless ignore_eos (those without logits never can).
         context_limit: most tokens of one completion, prompt included.
         draw_seed: called for a request that brings no seed.
     """
@@ -59,7 +59,7 @@ class Intake:
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self.eos_token_ids = frozenset(eos_token_ids)
+        self.eos_token_ids = frozenset(token for token in eos_token_ids if token < vocab_size)
         self.context_limit = context_limit
         self._draw_seed = draw_seed
 

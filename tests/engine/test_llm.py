@@ -7,6 +7,7 @@ import pytest
 from ridgeline import LLM, SamplingParams
 from ridgeline.core.request import Request
 from ridgeline.engine.errors import ConfigError, ContextLengthExceeded, EngineClosed, InvalidParameter
+from ridgeline.engine.intake import Intake
 from ridgeline.engine.source import ModelSource
 from tests.scripted_engine import EOS, ScriptedExecutor, byte_tokenizer, says, scripted_parts, user
 
@@ -134,3 +135,11 @@ def test_the_default_model_answers(default_model: ModelSource) -> None:
         assert output.completions[0].finish_reason == "length"
         assert llm.chat_template is not None
         assert llm.model_name
+
+
+def test_an_end_token_without_logits_is_no_stop_token() -> None:
+    intake = Intake(
+        byte_tokenizer(), vocab_size=300, eos_token_ids=(EOS, 300), context_limit=256, draw_seed=lambda: 0
+    )
+    (core,) = intake.job("a", (1,), SamplingParams()).requests
+    assert core.stop_token_ids == {EOS}
