@@ -53,7 +53,10 @@ def parameter_counts(spec: ModelSpec) -> ParameterCounts:
     sizes = {kind: rows * columns for kind, rows, columns in matrices(spec)}
     norms_per_layer = (4 if spec.post_norms else 2) * spec.hidden_size
     norms_per_layer += 2 * spec.head_dim if spec.qk_norm else 0
-    bias_per_layer = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim if spec.attention_bias else 0
+    bias_per_layer = 0
+    if spec.attention_bias:
+        bias_per_layer = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+        bias_per_layer += 0 if spec.architecture == "qwen2" else spec.hidden_size
     bias_per_layer += 2 * spec.intermediate_size + spec.hidden_size if spec.mlp_bias else 0
     table = spec.vocab_size * spec.hidden_size
     return ParameterCounts(

@@ -96,6 +96,10 @@ def _refuse_unsupported(facts: Checked) -> None:
     for key in ("logit_scale", "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv"):
         if facts.get(key):
             raise UnsupportedFeature(facts.prefix + key, facts.get(key))
+    if facts.prefix != "gemma3.":
+        for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if facts.get(key):
+                raise UnsupportedFeature(facts.prefix + key, facts.get(key), "soft caps are read of gemma3")
     if facts.get("attention.causal") is False:
         raise UnsupportedFeature(facts.prefix + "attention.causal", False, "an encoder")
 

@@ -148,3 +148,9 @@ def test_default_model(default_model_path: Path) -> None:
     assert (spec.num_layers, spec.hidden_size, spec.num_heads, spec.num_kv_heads) == (30, 576, 9, 3)
     assert (spec.vocab_size, spec.context_length, spec.layers[0].rope.theta) == (49_152, 8_192, 100_000)
     assert spec.tied_embeddings and spec.stored_quantization == "Q4_1"
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_a_soft_cap_that_the_architecture_does_not_apply_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsupportedFeature, match=key):
+        spec_of(tmp_path, **{f"llama__{key}": 30.0})

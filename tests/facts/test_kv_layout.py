@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ridgeline.facts.config_json import model_spec_from_config
 from ridgeline.facts.formulas import (
     flops_per_token,
     kv_bytes_per_token,
@@ -134,3 +135,14 @@ def test_published_parameter_counts() -> None:
     )
     assert parameter_counts(smollm2).total == 134_515_008
     assert kv_bytes_per_token(smollm2, 2) == 23_040
+
+
+def test_attention_bias_is_on_the_output_too_except_in_qwen2() -> None:
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "attention_bias": True,
+    }  # fmt: skip
+    llama = parameter_counts(model_spec_from_config(config, "m"))
+    qwen2 = parameter_counts(model_spec_from_config({**config, "model_type": "qwen2"}, "m"))
+    assert llama.biases == 2 * (64 + 32)
+    assert qwen2.biases == 2 * 64
