@@ -170,6 +170,10 @@ class AsyncEngine:
             now.num_steps,
         )
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds of all steps so far by stage: schedule, batch, kernels, sample, output."""
+        return self.parts.engine.seconds.by_stage()
+
     def subscribe(self, callback: EventCallback) -> Callable[[], None]:
         """Call `callback` in the engine thread with the events of each step; returns the unsubscriber.
 
@@ -342,8 +346,9 @@ class AsyncEngine:
             while self._take_commands():
                 if self._loop.has_work():
                     self._outbox += self._loop.step()
-                self._publish()
-                self._deliver()
+                with self._loop.outputs():
+                    self._publish()
+                    self._deliver()
             self._end("the engine was closed", "abort")
         except BaseException as error:
             logger.exception("the engine thread failed")

@@ -9,7 +9,7 @@ from ridgeline.core.plan import StepPlan
 from ridgeline.core.request import Request
 from ridgeline.core.scheduler import Scheduler
 from ridgeline.engine.clock import Clock
-from ridgeline.engine.executor import Executor
+from ridgeline.engine.executor import Executor, StepSeconds
 from ridgeline.engine.recording import Recorder
 
 
@@ -22,6 +22,8 @@ class Engine:
         clock: tells the time.
         overlap: make the plan of step n+1 while step n runs, so that planning costs no time.
         recorder: writes down what goes in and out, for replay and calibration.
+
+    `seconds` says where the time of the steps went; it is the executor's own, if it measures.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Engine:
         self.executor = executor
         self.clock = clock
         self.overlap = overlap
+        self.seconds: StepSeconds = getattr(executor, "seconds", None) or StepSeconds()
         self._recorder = recorder
         self._in_flight: deque[StepPlan] = deque()
         if recorder is not None:
@@ -72,6 +75,7 @@ class Engine:
         if self._recorder is not None:
             self._recorder.stepped(now)
         plan = self.scheduler.plan(now)
+        self.seconds.schedule_s += self.clock.now() - now
         if plan is None:
             return False
         if self._recorder is not None:
@@ -85,7 +89,9 @@ class Engine:
         now = self.clock.now()
         if self._recorder is not None:
             self._recorder.collected(now, result)
-        return self.scheduler.apply(self._in_flight.popleft(), result, now)
+        events = self.scheduler.apply(self._in_flight.popleft(), result, now)
+        self.seconds.schedule_s += self.clock.now() - now
+        return events
 
     def has_work(self) -> bool:
         """Whether another `step` would do anything."""

@@ -18,6 +18,8 @@ from queue import SimpleQueue
 import numpy as np
 
 from ridgeline.core.plan import Row, StepPlan, StepResult
+from ridgeline.engine.executor import StepSeconds
+from ridgeline.engine.errors import EngineClosed
 from ridgeline.engine.logprobs import RawLogprobs, RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.backend import Backend, Logits, Model
@@ -26,15 +28,6 @@ from ridgeline.runtime.sampler import logprobs_of, sample
 from ridgeline.runtime.slots import Slots
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class StepSeconds:
-    """Seconds spent so far in each stage, over all steps."""
-
-    batch_s: float = 0.0
-    forward_s: float = 0.0
-    sample_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -81,7 +74,9 @@ class ModelExecutor:
         self._worker.start()
 
     def submit(self, plan: StepPlan) -> None:
-        """Queue a plan; returns at once."""
+        """Queue a plan; returns at once. Raises EngineClosed when nobody would ever run it."""
+        if not self._worker.is_alive():
+            raise EngineClosed("the executor has no worker: it was closed, or this process is a fork of its own")
         self._plans.put(plan)
 
     def collect(self) -> StepResult:

@@ -280,6 +280,14 @@ class EngineCollector(Collector):
         yield _counter(
             "ridgeline_failed_steps", "Engine steps that ended in an error.", m.failed_steps, self._labels
         )
+        stages = CounterMetricFamily(
+            "ridgeline_step_stage_seconds",
+            "Where the steps' time went; with overlap, schedule and output run beside the other stages.",
+            labels=[*self._labels, "stage"],
+        )
+        for stage, seconds in self._engine.stage_seconds().items():
+            stages.add_metric([*self._labels.values(), stage], seconds)
+        yield stages
         for name, label in (
             ("ridgeline_requests_finished", "reason"),
             ("vllm:request_success", "finished_reason"),

@@ -59,6 +59,7 @@ def engine() -> Any:
     return SimpleNamespace(
         config=SimpleNamespace(max_model_len=4096, block_size=16, enable_prefix_caching=True),
         stats=lambda: stats,
+        stage_seconds=lambda: {"schedule": 0.25, "kernels": 3.0},
         subscribe=subscribers.append,
         subscribers=subscribers,
     )
@@ -147,6 +148,18 @@ def test_names_without_colon_follow_the_conventions() -> None:
             assert ":" not in family.name
             assert not family.name.endswith(("_ms", "_count"))
             assert family.documentation
+
+
+def test_stages_of_the_step_are_a_counter() -> None:
+    metrics = Metrics()
+    metrics.attach(engine(), "m")
+    found = {
+        sample.labels["stage"]: sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if sample.name == "ridgeline_step_stage_seconds_total"
+    }
+    assert found == {"schedule": 0.25, "kernels": 3.0}
 
 
 def test_an_event_costs_little() -> None:

@@ -54,6 +54,7 @@ async def engine_config(service: Service, http: Request) -> Response:
             "config": plain(engine.config),
             "decisions": [plain(decision) for decision in decisions],
             "stats": plain(engine.stats()),
+            "stage_seconds": engine.stage_seconds(),
         }
     )
 
