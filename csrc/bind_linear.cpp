@@ -67,6 +67,8 @@ void make_matrix(Matrix* self, ThreadPool& pool, nb::list items, int64_t num_inp
     check_pool(table, pool);
     const WeightKind kind = weight_kind(kind_name);
     if (num_inputs < 1 || num_inputs > kMostInputs) refuse("num_inputs: " + std::to_string(num_inputs) + " is out of range");
+    if (is_integer(kind) && num_inputs > kMostIntegerInputs)
+        refuse("num_inputs: " + std::to_string(num_inputs) + " is over the " + std::to_string(kMostIntegerInputs) + " of an integer kind");
     if (items.size() == 0) refuse("parts: at least one matrix is needed");
     std::vector<MatrixPart> parts;
     int64_t num_outputs = 0;
@@ -140,7 +142,7 @@ Result multiply(const Matrix& self, ThreadPool& pool, const Rows& x, nb::object 
 Result embed_rows(const Matrix& self, ThreadPool& pool, const Ids& ids, float scale) {
     check_pool(self.kernels(), pool);
     const PackedMatrix& w = self.packed();
-    if (w.kind == WeightKind::kInt4 || w.gated) refuse("table: int4 and gated matrices cannot be read by rows");
+    if (w.gated) refuse("table: a gated matrix cannot be read by rows");
     for (size_t i = 0; i < ids.size(); ++i)
         if (ids.data()[i] < 0 || ids.data()[i] >= w.num_outputs) refuse("ids[" + std::to_string(i) + "]: " + std::to_string(ids.data()[i]) + " is not a row of the table");
     Buffer y(ids.size() * static_cast<size_t>(w.num_inputs) * sizeof(float));

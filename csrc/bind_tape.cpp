@@ -48,7 +48,7 @@ public:
     void embed(const Matrix& table, float scale, PlacePair y) {
         check_matrix(table);
         const PackedMatrix& w = table.packed();
-        require(w.kind != WeightKind::kInt4 && !w.gated, "table: int4 and gated matrices cannot be read by rows");
+        require(!w.gated, "table: a gated matrix cannot be read by rows");
         vocab_ = vocab_ == 0 ? w.num_outputs : std::min(vocab_, w.num_outputs);
         tape_->embed(table, scale, floats("y", y, w.num_inputs));
     }

@@ -9,7 +9,7 @@
 #include "activations.hpp"
 #include "linear_args.hpp"
 #include "linear_float.hpp"
-#include "linear_int8.hpp"
+#include "linear_integer.hpp"
 #include "simd.hpp"
 #include "thread_pool.hpp"
 
@@ -46,8 +46,14 @@ RL_INLINE void finish_row(const LinearArgs& args, int64_t panel, int64_t row, co
     }
 }
 
-// Rows [row, row + count) against one panel; `expanded` is an int4 panel's expansion.
-RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8_t* expanded, int64_t row, int64_t count, bool streams) {
+static void expand(const PackedMatrix& w, int64_t panel, int64_t inputs, uint8_t* planes) {
+    const uint8_t* packed = w.panels + panel * w.panel_bytes;
+    if (w.kind == WeightKind::kInt4) return expand_panel<WeightKind::kInt4>(packed, inputs, planes);
+    expand_panel<WeightKind::kInt8>(packed, inputs, planes);
+}
+
+// Rows [row, row + count) against one panel; `planes` is the panel expanded, of an integer kind.
+RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8_t* planes, int64_t row, int64_t count, bool streams) {
     const PackedMatrix& w = *args.weight;
     const int64_t row_bytes = quantized_row_bytes(w.kind, w.num_inputs);
     const int64_t inputs = padded_inputs(w.kind, w.num_inputs);
@@ -59,9 +65,9 @@ RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8
     } else if (w.kind == WeightKind::kBf16) {
         multiply_bf16(data, rows, row_bytes, inputs, count, streams, out);
     } else if (w.kind == WeightKind::kInt4) {
-        multiply_int4(data, expanded, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, out);
+        multiply_integers<WeightKind::kInt4>(data, planes, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, out);
     } else {
-        multiply_int8(data, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, streams, out);
+        multiply_integers<WeightKind::kInt8>(data, planes, rows, row_bytes, inputs, w.scales + panel * kPanelOutputs, count, out);
     }
     for (int64_t r = 0; r < count; ++r) finish_row(args, panel, row + r, out + r * 32);
 }
@@ -69,19 +75,19 @@ RL_INLINE void multiply_panel(const LinearArgs& args, int64_t panel, const uint8
 static void linear(const LinearArgs& args, Team& team) {
     const PackedMatrix& w = *args.weight;
     const int64_t inputs = padded_inputs(w.kind, w.num_inputs);
-    const int64_t step = w.kind == WeightKind::kFloat32 ? 1 : w.kind == WeightKind::kBf16 ? kBf16Rows : kInt8Rows;
+    const int64_t step = w.kind == WeightKind::kFloat32 ? 1 : w.kind == WeightKind::kBf16 ? kBf16Rows : kIntegerRows;
     const int64_t fitting = kRowBlockBytes / quantized_row_bytes(w.kind, w.num_inputs) / step * step;
     const int64_t block = fitting > 2 * step ? fitting : 2 * step;
-    uint8_t* expanded = nullptr;
-    if (w.kind == WeightKind::kInt4 && !multiplies_int4_packed(args.num_rows))
-        expanded = static_cast<uint8_t*>(team.scratch(static_cast<size_t>(2 * inputs * 32 + kPrefetchBytes + 2048)));
+    uint8_t* planes = nullptr;
+    if (is_integer(w.kind) && !multiplies_packed(args.num_rows))
+        planes = static_cast<uint8_t*>(team.scratch(static_cast<size_t>(2 * inputs * 32)));
     const Range panels = team.share(w.num_panels);
     for (int64_t begin = 0; begin < args.num_rows; begin += block) {
         const int64_t end = begin + block < args.num_rows ? begin + block : args.num_rows;
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-            if (expanded != nullptr) expand_int4_panel(w.panels + panel * w.panel_bytes, inputs, expanded);
+            if (planes != nullptr) expand(w, panel, inputs, planes);
             for (int64_t row = begin; row < end; row += step)
-                multiply_panel(args, panel, expanded, row, end - row < step ? end - row : step, row == begin);
+                multiply_panel(args, panel, planes, row, end - row < step ? end - row : step, row == begin);
         }
     }
 }

@@ -3,13 +3,16 @@
 // y = x W^T + bias for W of `num_outputs` rows and `num_inputs` columns. W is kept in panels of 32 outputs, each a run of
 // K steps; a step holds two tiles of 16 outputs, each 16 lines of 64 bytes (an AMX B tile, and one AVX-512 register a line):
 //
-//   int8     step of 64 inputs:  line r = 16 outputs x inputs 4r .. 4r + 3       w = scale[output] * (byte - bias)
 //   bf16     step of 32 inputs:  line r = 16 outputs x inputs 2r, 2r + 1
 //   float32  step of 1 input:    one line of 32 outputs
-//   int4     step of 32 inputs:  two halves of 320 bytes: 4 lines of nibbles (low: inputs 4r.., high: 16 + 4r..), then
-//            for 16 outputs (A, B) of 16 bits: A * q + B is the weight in 16 bits, the upper byte of which is worth
-//            scale * (byte - 128) and the lower scale * (byte - 128) / 256. So an int4 panel expands to two int8 panels and
-//            every product is integer arithmetic. w = d * q + m  =>  A = 256 d / scale, B = 256 (m / scale + 128) + 128.
+//   int8     step of 32 inputs, 1088 bytes: 2 x 8 lines of codes (line r = 16 outputs x inputs 4r .. 4r + 3), then for
+//            32 outputs a slope of 16 bits, at most 127 * 256.   weight16 = code * slope / 128, rounded
+//   int4     step of 32 inputs, 640 bytes: two halves of 320, each 4 lines of nibbles (low: inputs 4r.., high:
+//            16 + 4r..), then for 16 outputs (A, B) of 16 bits.   weight16 = A * code + B - 128 * 257
+//
+// A group of 32 inputs of an output so has a grid of its own, d * code or d * code + m, and the weight in 16 bits is worth
+// scale[output] * weight16 / 256: slope = 32768 d / scale, A = 256 d / scale, B = 256 m / scale + 128 * 257. Two bytes of
+// weight times two of activation: every product is integer arithmetic (linear_integer.hpp).
 //
 // A gated matrix stacks gate above up; a panel then holds 16 gates in its first tile and their 16 ups in the second.
 #pragma once
@@ -34,6 +37,14 @@ struct PackedMatrix {
     float* biases;      // [num_panels * 32] in panel order, or null
 };
 
+inline constexpr bool is_integer(WeightKind kind) { return kind == WeightKind::kInt8 || kind == WeightKind::kInt4; }
+
+// Bytes of 32 inputs x 32 outputs of an integer kind.
+inline constexpr int64_t step_bytes(WeightKind kind) { return kind == WeightKind::kInt8 ? 1088 : 640; }
+
+// More inputs could overflow the sums of integers.
+inline constexpr int64_t kMostIntegerInputs = 65536;
+
 // How far inputs are padded (with zeros) for a kind.
 inline int64_t padded_inputs(WeightKind kind, int64_t num_inputs) {
     const int64_t step = kind == WeightKind::kFloat32 ? 1 : kind == WeightKind::kBf16 ? 32 : 64;
@@ -43,8 +54,8 @@ inline int64_t padded_inputs(WeightKind kind, int64_t num_inputs) {
 inline int64_t panel_bytes(WeightKind kind, int64_t num_inputs) {
     const int64_t inputs = padded_inputs(kind, num_inputs);
     switch (kind) {
-        case WeightKind::kInt8: return inputs * 32;
-        case WeightKind::kInt4: return inputs / 32 * 640;
+        case WeightKind::kInt8:
+        case WeightKind::kInt4: return inputs / 32 * step_bytes(kind);
         case WeightKind::kBf16: return inputs * 64;
         case WeightKind::kFloat32: return inputs * 128;
     }
@@ -106,7 +117,7 @@ struct LinearArgs {
 
 // y[r] = scale * W[token_ids[r]].
 struct EmbedArgs {
-    const PackedMatrix* table;  // not int4, not gated
+    const PackedMatrix* table;  // not gated
     const int32_t* token_ids;
     int64_t num_rows;
     float scale;

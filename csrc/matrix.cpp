@@ -27,9 +27,8 @@ Matrix::Matrix(const KernelTable& kernels, ThreadPool& pool, const std::vector<M
     const int64_t width = gated ? 16 : 32;
     const int64_t columns = gated ? num_outputs / 2 : num_outputs;
     const int64_t num_panels = (columns + width - 1) / width;
-    const bool scaled = kind == WeightKind::kInt8 || kind == WeightKind::kInt4;
     panels_ = Buffer(static_cast<size_t>(num_panels * panel_bytes(kind, num_inputs)) + kPanelSlack);
-    if (scaled) scales_ = Buffer(static_cast<size_t>(num_panels * kPanelOutputs) * sizeof(float));
+    if (is_integer(kind)) scales_ = Buffer(static_cast<size_t>(num_panels * kPanelOutputs) * sizeof(float));
     if (biases != nullptr) biases_ = Buffer(static_cast<size_t>(num_panels * kPanelOutputs) * sizeof(float));
     packed_ = {kind, gated, num_outputs, num_inputs, num_panels, panel_bytes(kind, num_inputs),
                panels_.data(), scales_.as<float>(), biases_.as<float>()};

@@ -225,10 +225,12 @@ class _Resolving:
                 "bf16",
                 f"the file has {stored}; int8 and int4 read fewer bytes, but change greedy text",
             )
-        if self.values["weights"] == "int8":
-            self.settle("head_weights", "int8", "as the other weights")
+        if self.values["weights"] == "bf16":
+            self.settle("head_weights", "bf16", "as the other weights")
         else:
-            self.settle("head_weights", "bf16", "fewer bits in the output head change greedy text")
+            self.settle(
+                "head_weights", "int8", "8 bits and a scale a group of 32: four are too few for the head"
+            )
 
     def isa(self, forced: str, native: NativeProbe) -> None:
         """The kernels' instruction set tier; `forced` is the variable RIDGELINE_ISA.

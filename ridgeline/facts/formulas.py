@@ -9,10 +9,12 @@ from ridgeline.facts.model_spec import ModelSpec
 
 Precision = Literal["float32", "bf16", "int8", "int4"]
 
-INT4_GROUP = 32
+GROUP = 32
+"""Inputs of an output that share a grid, in int8 and int4."""
 _VALUE_BYTES: dict[str, float] = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}
-_SCALE_BYTES = 4
-"""int8: one float32 scale per output channel; int4: scale and minimum (2 + 2 bytes) per group."""
+_GRID_BYTES: dict[str, int] = {"int8": 2, "int4": 4}
+"""A group's grid: int8 a scale, int4 a scale and a minimum, of 16 bits relative to the row's float32."""
+_ROW_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +72,11 @@ def parameter_counts(spec: ModelSpec) -> ParameterCounts:
 
 
 def matrix_bytes(rows: int, columns: int, precision: Precision) -> int:
-    """Bytes of one matrix with its scales: int8 one per row, int4 one pair per group of 32 columns."""
+    """Bytes of one matrix: its values; int8 and int4 have a grid a group of 32 columns and a scale a row."""
     values = int(rows * columns * _VALUE_BYTES[precision])
-    if precision == "int8":
-        return values + rows * _SCALE_BYTES
-    if precision == "int4":
-        return values + rows * -(-columns // INT4_GROUP) * _SCALE_BYTES
-    return values
+    if precision not in _GRID_BYTES:
+        return values
+    return values + rows * (-(-columns // GROUP) * _GRID_BYTES[precision] + _ROW_BYTES)
 
 
 def weight_bytes(spec: ModelSpec, precision: Precision, head_precision: Precision | None = None) -> int:

@@ -80,12 +80,12 @@ def test_defaults_of_the_native_backend() -> None:
 @pytest.mark.parametrize(
     ("stored", "asked", "weights", "head"),
     [
-        ("Q4_0", "auto", "int4", "bf16"),
-        ("Q4_1", "auto", "int4", "bf16"),
+        ("Q4_0", "auto", "int4", "int8"),
+        ("Q4_1", "auto", "int4", "int8"),
         ("Q8_0", "auto", "bf16", "bf16"),
         ("BF16", "auto", "bf16", "bf16"),
         ("BF16", "int8", "int8", "int8"),
-        ("BF16", "int4", "int4", "bf16"),
+        ("BF16", "int4", "int4", "int8"),
     ],
 )
 def test_precision_is_the_least_that_keeps_greedy_text(
@@ -120,7 +120,7 @@ def test_what_is_asked_for_is_taken_and_marked() -> None:
     for field, value in asked.items():
         assert getattr(config, field) == value
         assert next(d for d in decisions if d.field == field).asked
-    assert config.head_weights == "bf16", "four bits are too coarse for the head"
+    assert config.head_weights == "int8", "four bits are too coarse for the head"
 
 
 def test_context_shrinks_to_what_the_cache_holds_when_unasked() -> None:

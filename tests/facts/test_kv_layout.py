@@ -112,8 +112,8 @@ def test_formulas_by_hand() -> None:
     assert (counts.embedding, counts.head, counts.norms) == (3200, 0, 5 * 32)
     assert counts.total == counts.without_embedding + 3200
     assert weight_bytes(spec, "float32") == 4 * counts.total
-    assert matrix_bytes(10, 64, "int8") == 640 + 40
-    assert matrix_bytes(10, 64, "int4") == 320 + 10 * 2 * 4
+    assert matrix_bytes(10, 64, "int8") == 640 + 10 * (2 * 2 + 4)
+    assert matrix_bytes(10, 64, "int4") == 320 + 10 * (2 * 4 + 4)
     untied = model([None, None], tied_embeddings=False)
     assert parameter_counts(untied).total == counts.total + 3200
     attention = 4 * 4 * 8 * 10 * 2

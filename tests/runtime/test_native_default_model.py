@@ -1,6 +1,6 @@
 """The default model at its default precision on the kernels, against transformers in float32 (make_default.py).
 
-Weights keep the file's 4-bit grid and activations 16 bits, so greedy text is float32's, token for token. Keys
+Weights keep the file's own grids and activations 16 bits, so greedy text is float32's, token for token. Keys
 and values are bf16: where float32 itself finds two tokens nearly tied, either may come.
 """
 
