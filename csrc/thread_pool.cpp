@@ -7,6 +7,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <unistd.h>
+#endif
 
 namespace ridgeline {
 
@@ -19,6 +22,14 @@ inline void pause_briefly() {
     _mm_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
+#endif
+}
+
+int64_t this_process() {
+#if defined(__unix__) || defined(__APPLE__)
+    return getpid();
+#else
+    return 0;  // no fork here
 #endif
 }
 
@@ -57,13 +68,17 @@ int64_t Team::next_item() { return pool->counter_.fetch_add(1, std::memory_order
 void Team::reset_counter() { pool->counter_.store(0, std::memory_order_relaxed); }
 
 ThreadPool::ThreadPool(int num_threads, void (*enter)(), void (*leave)())
-    : num_threads_(num_threads), enter_(enter), leave_(leave) {
+    : num_threads_(num_threads), enter_(enter), leave_(leave), process_(this_process()) {
     if (num_threads < 1 || num_threads > 1024) throw std::invalid_argument("num_threads must be within 1..1024");
     scratch_ = std::make_unique<Scratch[]>(static_cast<size_t>(num_threads));
     for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
 }
 
 ThreadPool::~ThreadPool() {
+    if (process_ != this_process()) {
+        new std::vector<std::thread>(std::move(workers_));  // not ours to join, and a joinable thread may not be destroyed
+        return;
+    }
     stop_.store(true, std::memory_order_release);
     region_.fetch_add(1, std::memory_order_release);
     region_.notify_all();
@@ -71,6 +86,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::parallel(const std::function<void(Team&)>& body) {
+    if (process_ != this_process()) throw std::runtime_error("the thread pool was made before a fork: its threads are not in this process");
     const std::lock_guard<std::mutex> lock(entry_);
     body_ = &body;
     region_.fetch_add(1, std::memory_order_release);

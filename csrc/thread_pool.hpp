@@ -63,7 +63,7 @@ public:
     bool enters_with(void (*enter)()) const { return enter_ == enter; }
 
     // Runs `body` on every thread and returns when all have. Calls from several threads queue up.
-    // `body` must not throw.
+    // `body` must not throw. Throws std::runtime_error in a fork of the process that made the pool: threads are not inherited.
     void parallel(const std::function<void(Team&)>& body);
 
 private:
@@ -81,6 +81,7 @@ private:
     const std::function<void(Team&)>* body_ = nullptr;
     std::unique_ptr<Scratch[]> scratch_;
     std::vector<std::thread> workers_;
+    const int64_t process_;  // that has the workers
     alignas(64) std::atomic<uint32_t> region_{0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from ridgeline.core.config import SchedulerConfig
 from ridgeline.core.event import Finished
@@ -11,6 +12,7 @@ from ridgeline.core.request import Request
 from ridgeline.core.scheduler import Scheduler
 from ridgeline.engine.clock import MonotonicClock
 from ridgeline.engine.engine import Engine
+from ridgeline.engine.errors import EngineClosed
 from ridgeline.engine.logprobs import RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.batch import Batch
@@ -209,3 +211,10 @@ def test_a_slot_keeps_no_blocks_of_its_last_occupant() -> None:
         [Row("short", 0, 5, blocks(0, 5), 1), Row("wide", 0, 30, blocks(20, 30), 1)]
     ).block_tables
     assert table.tolist() == [[0, NO_BLOCK, NO_BLOCK, NO_BLOCK], [20, 21, 22, 23]]
+
+
+def test_a_plan_for_a_worker_that_is_gone_is_refused() -> None:
+    executor = executor_of(load_tiny("llama"))
+    executor.close()  # a fork has the same effect in the child
+    with pytest.raises(EngineClosed, match="worker"):
+        executor.submit(StepPlan(0, (), (), (), 0))
