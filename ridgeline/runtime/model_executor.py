@@ -18,8 +18,8 @@ from queue import SimpleQueue
 import numpy as np
 
 from ridgeline.core.plan import Row, StepPlan, StepResult
-from ridgeline.engine.executor import StepSeconds
 from ridgeline.engine.errors import EngineClosed
+from ridgeline.engine.executor import StepSeconds
 from ridgeline.engine.logprobs import RawLogprobs, RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.backend import Backend, Logits, Model
@@ -76,7 +76,9 @@ class ModelExecutor:
     def submit(self, plan: StepPlan) -> None:
         """Queue a plan; returns at once. Raises EngineClosed when nobody would ever run it."""
         if not self._worker.is_alive():
-            raise EngineClosed("the executor has no worker: it was closed, or this process is a fork of its own")
+            raise EngineClosed(
+                "the executor has no worker: it was closed, or this process is a fork of its own"
+            )
         self._plans.put(plan)
 
     def collect(self) -> StepResult:

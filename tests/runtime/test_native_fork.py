@@ -1,4 +1,4 @@
-"""The thread pool after a fork: the child has none of its workers, so it must neither wait for them nor join them."""
+"""The thread pool after a fork: the child has none of its workers, and must neither await nor join them."""
 
 from __future__ import annotations
 
