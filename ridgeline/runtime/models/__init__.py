@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ridgeline.runtime.models.checkpoint import Checkpoint, CheckpointMismatch, Progress, TensorStream
+from ridgeline.runtime.models.decoder import Decoder
 
 if TYPE_CHECKING:
     from ridgeline.facts.model_spec import ModelSpec
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "CheckpointMismatch", "TensorStream", "load_model"]
 
-ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3": "Gemma3"}
+LAYERS = {"llama": "LlamaLayer", "qwen2": "Qwen2Layer", "qwen3": "Qwen3Layer", "gemma3": "Gemma3Layer"}
 """ModelSpec.architecture -> class in the module of that name."""
 
 
@@ -27,6 +28,6 @@ def load_model(
     """
     module = importlib.import_module(f"ridgeline.runtime.models.{spec.architecture}")
     checkpoint = Checkpoint(stream, backend, progress)
-    model: Any = getattr(module, ARCHITECTURES[spec.architecture])(spec, checkpoint)
+    model = Decoder(spec, checkpoint, getattr(module, LAYERS[spec.architecture]))
     checkpoint.finish(tied_embeddings=spec.tied_embeddings)
-    return model  # type: ignore[no-any-return]
+    return model

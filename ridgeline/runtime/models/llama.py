@@ -8,33 +8,8 @@ from __future__ import annotations
 
 from ridgeline.facts.model_spec import ModelSpec
 from ridgeline.runtime.models.checkpoint import Checkpoint
-from ridgeline.runtime.ops import AttentionSpec, Ops, Tensor
-
-
-class Llama:
-    """Decoder of `spec.num_layers` layers; `lm_head` is the embedding where tied."""
-
-    def __init__(self, spec: ModelSpec, checkpoint: Checkpoint) -> None:
-        self.spec = spec
-        vocab, hidden = spec.vocab_size, spec.hidden_size
-        self.embed_tokens = checkpoint.embedding("model.embed_tokens", vocab, hidden)
-        self.layers = [
-            LlamaLayer(spec, index, checkpoint.at(f"model.layers.{index}"))
-            for index in range(spec.num_layers)
-        ]
-        self.norm = checkpoint.vector("model.norm", hidden)
-        self.lm_head = (
-            checkpoint.backend.tied_head(self.embed_tokens)
-            if spec.tied_embeddings
-            else checkpoint.linear("head", {"lm_head": vocab}, hidden)
-        )
-
-    def forward(self, ops: Ops) -> Tensor:
-        x = ops.embed(self.embed_tokens)
-        for layer in self.layers:
-            x = layer.forward(ops, x)
-        x = ops.rms_norm(ops.select_logit_rows(x), self.norm, self.spec.rms_norm_eps)
-        return ops.logits(x, self.lm_head)
+from ridgeline.runtime.models.decoder import attention_of
+from ridgeline.runtime.ops import Ops, Tensor
 
 
 class LlamaLayer:
@@ -43,14 +18,7 @@ class LlamaLayer:
     def __init__(self, spec: ModelSpec, index: int, checkpoint: Checkpoint) -> None:
         self.spec = spec
         self.rope = spec.layers[index].rope
-        self.attention = AttentionSpec(
-            layer=index,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            scale=spec.attention_scale,
-            window=spec.layers[index].window,
-        )
+        self.attention = attention_of(spec, index)
         hidden, inner = spec.hidden_size, spec.intermediate_size
         self.q_size, self.kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         qkv = {
