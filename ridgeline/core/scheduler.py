@@ -112,11 +112,6 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
-    @property
-    def num_in_flight(self) -> int:
-        """Plans made and not yet applied."""
-        return len(self._flights)
-
     def has_work(self) -> bool:
         """Whether a call of `plan` or `apply` is still to come."""
         return bool(self._waiting or self._running or self._flights)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ridgeline.engine.cache import cache_folder
 from ridgeline.engine.errors import ModelNotFound
 
 Progress = Callable[[int, int], None]
@@ -84,14 +85,6 @@ BUNDLED_MODELS: dict[str, BundledModel] = {
         ),
     )
 }
-
-
-def cache_folder() -> Path:
-    """`$RIDGELINE_CACHE`, else `$XDG_CACHE_HOME/ridgeline`, else `~/.cache/ridgeline`."""
-    own = os.environ.get("RIDGELINE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "ridgeline"
 
 
 def bundled_path(model: BundledModel) -> Path:

@@ -45,11 +45,6 @@ class Generation:
         """The prompt in tokens."""
         return self.job.prompt_token_ids
 
-    @property
-    def num_completions(self) -> int:
-        """n of the parameters."""
-        return len(self.job.requests)
-
     def __aiter__(self) -> Generation:
         return self
 

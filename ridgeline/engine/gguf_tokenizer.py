@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ridgeline.engine.cache import cache_folder
 from ridgeline.engine.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -284,13 +285,6 @@ def _cache_path(path: Path, num_tokens: int) -> Path | None:
     key = f"{CACHE_VERSION}|{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     return cache_folder() / "tokenizers" / f"{digest}.json"
-
-
-def cache_folder() -> Path:
-    """`$RIDGELINE_CACHE`, else `ridgeline` in the user's cache folder."""
-    if explicit := os.environ.get("RIDGELINE_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ridgeline"
 
 
 def _load_cached(path: Path) -> tokenizers.Tokenizer | None:

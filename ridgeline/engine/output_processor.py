@@ -40,11 +40,6 @@ class OutputProcessor:
         for index, request in enumerate(job.requests):
             self._completions[request.id] = _OpenCompletion(job, index, self._tokenizer)
 
-    def forget(self, job: Job) -> None:
-        """Drop a job that could not be started."""
-        for request in job.requests:
-            self._completions.pop(request.id, None)
-
     def process(self, events: Sequence[Event]) -> tuple[list[Output], list[str]]:
         """At most one delta per completion, and the request ids whose stop string has just matched."""
         stop_tokens = {
@@ -228,21 +223,13 @@ class OutputBuilder:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._deltas: list[list[CompletionDelta]] = [[] for _ in job.requests]
-        self._num_open = len(job.requests)
-
-    @property
-    def is_complete(self) -> bool:
-        """Every completion has its finish_reason."""
-        return self._num_open == 0
 
     def add(self, delta: CompletionDelta) -> None:
         """The next delta of its completion."""
         self._deltas[delta.index].append(delta)
-        if delta.finish_reason is not None:
-            self._num_open -= 1
 
     def build(self) -> RequestOutput:
-        """The whole; valid once `is_complete`."""
+        """The whole; valid once every completion has had its last delta."""
         wholes = [join_deltas(deltas) for deltas in self._deltas]
         usages = [whole.usage for whole in wholes if whole.usage is not None]
         usage = Usage(

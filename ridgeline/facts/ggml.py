@@ -38,10 +38,6 @@ class GgmlType(IntEnum):
     def is_quantized(self) -> bool:
         return self.block_size > 1
 
-    @property
-    def bits_per_value(self) -> float:
-        return 8.0 * self.type_size / self.block_size
-
     def num_bytes(self, num_values: int) -> int:
         """Bytes of `num_values` values, which must fill whole blocks."""
         blocks, rest = divmod(num_values, self.block_size)

@@ -72,11 +72,6 @@ class GgufArray(Sequence[Any]):
     def __len__(self) -> int:
         return self._count
 
-    @property
-    def is_text(self) -> bool:
-        """Whether its elements are strings."""
-        return self._kind == _STRING
-
     def raw_strings(self) -> list[bytes]:
         """The elements' bytes, for arrays of strings."""
         unpack, buffer, position = _U64.unpack_from, self._buffer, self._offset

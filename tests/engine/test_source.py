@@ -13,6 +13,7 @@ import pytest
 
 from ridgeline.engine import bundled, source
 from ridgeline.engine.bundled import BundledModel, WheelPart
+from ridgeline.engine.cache import cache_folder
 from ridgeline.engine.errors import ModelNotFound, UnsupportedModel
 from ridgeline.engine.source import read_spec, resolve_source
 from ridgeline.facts.errors import MalformedFile
@@ -125,10 +126,10 @@ def test_present_is_found_offline_and_truncated_is_not(cache: Path, monkeypatch:
 def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RIDGELINE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert bundled.cache_folder() == tmp_path / "ridgeline"
+    assert cache_folder() == tmp_path / "ridgeline"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert bundled.cache_folder() == tmp_path / ".cache" / "ridgeline"
+    assert cache_folder() == tmp_path / ".cache" / "ridgeline"
 
 
 def test_gguf_path_and_folder_with_one(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ridgeline.runtime.weights.open import open_tensors
-from ridgeline.runtime.weights.stream import LeftoverTensors, TensorStream
+from ridgeline.runtime.weights.stream import TensorStream
 from ridgeline.runtime.weights.tensor import TensorSource
 
-__all__ = ["LeftoverTensors", "TensorSource", "TensorStream", "open_tensors"]
+__all__ = ["TensorSource", "TensorStream", "open_tensors"]

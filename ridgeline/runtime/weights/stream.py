@@ -7,12 +7,6 @@ from collections.abc import Iterable
 from ridgeline.facts.errors import MalformedFile
 from ridgeline.runtime.weights.tensor import TensorSource
 
-SHOWN_NAMES = 5
-
-
-class LeftoverTensors(ValueError):
-    """The checkpoint holds tensors that the model did not take."""
-
 
 class TensorStream:
     """Tensors by their Hugging Face names, in the order of the file. `take` removes."""
@@ -51,10 +45,3 @@ class TensorStream:
     def remaining(self) -> tuple[str, ...]:
         """Names not taken yet."""
         return tuple(self._tensors)
-
-    def finish(self) -> None:
-        """Raises LeftoverTensors naming what is left, if anything is."""
-        left = self.remaining()
-        if left:
-            more = f" and {len(left) - SHOWN_NAMES} more" if len(left) > SHOWN_NAMES else ""
-            raise LeftoverTensors(f"{self.path}: no use for tensors {', '.join(left[:SHOWN_NAMES])}{more}")
