@@ -74,6 +74,10 @@ class Tokenizer:
         self.chat_template = chat_template
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
 
+    def save(self, path: Path) -> None:
+        """Write it as a tokenizer.json."""
+        self._core.save(str(path))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with `add_special_tokens` those that the model expects around plain text.
 
