@@ -1,6 +1,6 @@
 """Speed of the native kernels on a model: decode at several batch sizes and a prefill, tokens a second.
 
-    python benchmarks/native_speed.py [--model M] [--weights int8] [--threads 1 2] [--json]
+    python benchmarks/native_speed.py [--model M] [--weights stored] [--threads 1 2] [--json]
 
 Each figure is the median (and the best) of `--repeats` steps of the tape, without tokenizer, scheduler or
 sampling.
@@ -99,8 +99,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=None, help="a path or a name; the default model if not given")
-    parser.add_argument("--weights", default="int8", choices=["int8", "int4", "bf16", "float32"])
-    parser.add_argument("--head-weights", default=None, choices=["int8", "bf16", "float32"])
+    parser.add_argument("--weights", default="stored", choices=["stored", "int8", "int4", "bf16", "float32"])
+    parser.add_argument("--head-weights", default=None, choices=["stored", "int8", "bf16", "float32"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=128, help="tokens before the decoded one")

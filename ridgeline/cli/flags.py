@@ -63,7 +63,7 @@ class EngineFlags:
         None
     )
     weights: Annotated[
-        str | None, typer.Option(help="Weights in memory: auto, bf16, int8, int4 or float32.")
+        str | None, typer.Option(help="Weights in memory: auto, stored, bf16, int8, int4 or float32.")
     ] = None
     kv_dtype: Annotated[str | None, typer.Option(help="Number type of the KV cache.")] = None
     max_model_len: Annotated[

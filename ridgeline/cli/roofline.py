@@ -33,7 +33,9 @@ def roofline(
     num_threads: Annotated[
         int | None, typer.Option("--num-threads", "--threads", help="Threads; all cores if not given.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Weights in memory: auto, bf16, int8 or int4.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weights in memory: auto, stored, bf16, int8 or int4.")
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Load the model and time each operation beside its floor.")
     ] = False,

@@ -6,12 +6,14 @@ entry is a sum and product of counts, so that holds by construction; tests/contr
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ridgeline.facts.formulas import Precision, matrices, matrix_bytes, parameter_counts, weight_bytes
+from ridgeline.facts.formulas import held_matrices, matrix_bytes, parameter_counts, weight_bytes
 from ridgeline.facts.kv_layout import KvLayout
 from ridgeline.facts.model_spec import ModelSpec
+from ridgeline.facts.precision import Weights
 
 MATRIX_SLACK_BYTES = 32 << 10
 PAGE_BYTES = 2 << 20
@@ -74,8 +76,8 @@ def memory_ledger(
     layout: KvLayout,
     *,
     num_blocks: int,
-    weights: Precision,
-    head_weights: Precision,
+    weights: Weights,
+    head_weights: Weights,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_model_len: int,
@@ -96,31 +98,30 @@ def memory_ledger(
     )
 
 
-def _weights(spec: ModelSpec, precision: Precision, head: Precision) -> LedgerEntry:
+def _weights(spec: ModelSpec, weights: Weights, head: Weights) -> LedgerEntry:
     counts = parameter_counts(spec)
-    layers = counts.attention + counts.mlp
-    tables = counts.embedding + counts.head
-    formula = (
-        f"{layers / 1e6:.1f}M in layers as {precision} + "
-        f"{tables / 1e6:.1f}M in embedding and head as {head} + scales + "
-        f"{(counts.norms + counts.biases) / 1e3:.1f}k norms and biases as float32"
-    )
-    rounding = _rounding(spec, precision, head)
+    values: Counter[tuple[str, str]] = Counter()
+    for held in held_matrices(spec, weights, head):
+        place = "embedding and head" if held.kind in ("embedding", "head") else "layers"
+        values[place, held.precision] += held.num_values
+    terms = [f"{count / 1e6:.1f}M in {place} as {kind}" for (place, kind), count in values.items()]
+    terms += ["scales", f"{(counts.norms + counts.biases) / 1e3:.1f}k norms and biases as float32"]
+    rounding = _rounding(spec, weights, head)
     if rounding:
-        formula += f" + {human_bytes(rounding)} to fill tiles and 2 MiB pages"
-    return LedgerEntry("weights", weight_bytes(spec, precision, head) + rounding, formula)
+        terms.append(f"{human_bytes(rounding)} to fill tiles and 2 MiB pages")
+    return LedgerEntry("weights", weight_bytes(spec, weights, head) + rounding, " + ".join(terms))
 
 
-def _rounding(spec: ModelSpec, precision: Precision, head: Precision) -> int:
+def _rounding(spec: ModelSpec, weights: Weights, head: Weights) -> int:
     """What packed matrices take beyond their values: slack each, and whole pages from 2 MiB on.
 
     The native backend packs everything but float32, which only the reference holds, unpacked.
     """
-    if precision == "float32":
-        return 0
-    layer = sum(_slack(matrix_bytes(rows, columns, precision)) for _, rows, columns in matrices(spec))
-    table = _slack(matrix_bytes(spec.vocab_size, spec.hidden_size, head))
-    return spec.num_layers * layer + table * (1 if spec.tied_embeddings else 2)
+    return sum(
+        held.count * _slack(matrix_bytes(held.rows, held.columns, held.precision))
+        for held in held_matrices(spec, weights, head)
+        if held.precision != "float32"
+    )
 
 
 def _slack(num_bytes: int) -> int:

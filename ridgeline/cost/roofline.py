@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ridgeline.facts.formulas import Precision, matrices, matrix_bytes
+from ridgeline.facts.formulas import held_matrices, matrices
 from ridgeline.facts.model_spec import ModelSpec
+from ridgeline.facts.precision import Precision, Weights
 
 Unit = Literal["float32", "vnni_int8", "amx_int8", "amx_bf16"]
 Phase = Literal["decode", "prefill"]
@@ -132,37 +133,30 @@ def step_operations(
     *,
     batch: int,
     context: int,
-    weights: Precision,
-    head_weights: Precision,
+    weights: Weights,
+    head_weights: Weights,
     kv_bytes_per_element: float,
     units: Iterable[Unit],
 ) -> tuple[Operation, ...]:
     """The operations of one step, each summed over the layers, in the order of `OPERATIONS`.
 
     decode: `batch` sequences compute one token each after `context` others. prefill: `batch` sequences
-    compute `context` tokens each after none; logits of the last of each.
+    compute `context` tokens each after none; logits of the last of each. Matrices of one kind that are held
+    in several precisions count as multiplied by the unit of most of their bytes.
     """
     units = tuple(units)
     tokens = batch if phase == "decode" else batch * context
-    unit = unit_for(weights, units)
-    parts = {
-        kind: Operation(
+    parts = {}
+    for kind in [*(kind for kind, _, _ in matrices(spec)), "head"]:
+        held = [each for each in held_matrices(spec, weights, head_weights) if each.kind == kind]
+        parts[kind] = Operation(
             kind,
             phase,
-            spec.num_layers * matrix_bytes(rows, columns, weights),
-            2 * spec.num_layers * rows * columns * tokens,
-            unit,
+            sum(each.num_bytes for each in held),
+            2 * sum(each.num_values for each in held) * (batch if kind == "head" else tokens),
+            unit_for(max(held, key=lambda each: each.num_bytes).precision, units),
         )
-        for kind, rows, columns in matrices(spec)
-    }
     parts["attention"] = _attention(spec, phase, batch, context, kv_bytes_per_element, units)
-    parts["head"] = Operation(
-        "head",
-        phase,
-        matrix_bytes(spec.vocab_size, spec.hidden_size, head_weights),
-        2 * spec.vocab_size * spec.hidden_size * batch,
-        unit_for(head_weights, units),
-    )
     return tuple(parts[name] for name in OPERATIONS)
 
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from ridgeline.engine.errors import ConfigError
 
 Backend = Literal["auto", "native", "reference"]
-WeightPrecision = Literal["auto", "bf16", "int8", "int4", "float32"]
+WeightPrecision = Literal["auto", "stored", "bf16", "int8", "int4", "float32"]
 KvDtype = Literal["auto", "bf16", "float32"]
 PolicyName = Literal["fcfs", "priority"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", "native", "reference"),
-    "weights": ("auto", "bf16", "int8", "int4", "float32"),
+    "weights": ("auto", "stored", "bf16", "int8", "int4", "float32"),
     "kv_dtype": ("auto", "bf16", "float32"),
     "policy": ("fcfs", "priority"),
 }
@@ -38,7 +38,7 @@ class EngineOptions:
     Attributes:
         model: None for the default model, a known name, a path, a folder or a hub id.
         backend: who computes: compiled kernels or the numpy reference.
-        weights: precision in which matrices are held.
+        weights: precision in which matrices are held; "stored" is each in the least that holds the file's.
         kv_dtype: precision of keys and values in the cache.
         max_model_len: longest prompt plus output of a request, in tokens.
         block_size: tokens in a block of the KV cache.

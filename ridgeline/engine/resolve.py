@@ -7,6 +7,7 @@ anything is allocated; `explain` prints the decisions and the memory ledger.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +16,11 @@ from ridgeline.cost.memory import MemoryLedger, human_bytes, memory_ledger
 from ridgeline.engine.errors import ConfigError
 from ridgeline.engine.hardware_probe import NativeProbe, probe_native
 from ridgeline.engine.options import EngineOptions
-from ridgeline.facts.formulas import Precision
+from ridgeline.facts.formulas import held_matrices
 from ridgeline.facts.hardware import ISA_TIERS, HardwareSpec
 from ridgeline.facts.kv_layout import KvLayout, kv_layout
 from ridgeline.facts.model_spec import ModelSpec
+from ridgeline.facts.precision import ROUNDED, Weights
 
 DEFAULT_BLOCK_SIZE = 32
 DEFAULT_MAX_NUM_SEQS = 64
@@ -31,8 +33,7 @@ MAX_NUM_BLOCKS = 1 << 20
 MIN_MODEL_LEN = 2
 """A token of prompt and one generated."""
 _KV_BYTES = {"bf16": 2, "float32": 4}
-_NATIVE_WEIGHTS = ("bf16", "int8", "int4")
-_INT4_GRIDS = ("Q4_0", "Q4_1")
+_NATIVE_WEIGHTS = ("stored", "bf16", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class EngineConfig:
     served_model_name: str
     backend: Literal["native", "reference"]
     isa_tier: str
-    weights: Precision
-    head_weights: Precision
+    weights: Weights
+    head_weights: Weights
     kv_dtype: Literal["bf16", "float32"]
     max_model_len: int
     block_size: int
@@ -214,23 +215,29 @@ class _Resolving:
             raise ConfigError(
                 "weights", f"the native backend holds {', '.join(_NATIVE_WEIGHTS)}, not {asked}"
             )
-        stored = self.spec.stored_quantization
-        if stored in _INT4_GRIDS:
-            self.choose(
-                "weights", "int4", f"the file's own grid ({stored}), kept exactly: fewest bytes to read"
-            )
+        held = held_matrices(self.spec, "stored")
+        if all(each.precision == "bf16" for each in held):
+            stored = self.spec.stored_quantization
+            reason = f"the file has {stored}; int8 and int4 read fewer bytes, but change greedy text"
+            self.choose("weights", "bf16", reason)
         else:
-            self.choose(
-                "weights",
-                "bf16",
-                f"the file has {stored}; int8 and int4 read fewer bytes, but change greedy text",
-            )
-        if self.values["weights"] == "bf16":
-            self.settle("head_weights", "bf16", "as the other weights")
+            self.choose("weights", "stored", self._stored_reason())
+        if self.values["weights"] in ("stored", "bf16"):
+            self.settle("head_weights", self.values["weights"], "as the other weights")
         else:
-            self.settle(
-                "head_weights", "int8", "8 bits and a scale a group of 32: four are too few for the head"
-            )
+            reason = "8 bits and a scale a group of 32: four are too few for the head"
+            self.settle("head_weights", "int8", reason)
+
+    def _stored_reason(self) -> str:
+        """What "stored" means for this file."""
+        types = {name for stored in self.spec.stored for name in stored.types}
+        sizes: Counter[str] = Counter()
+        for each in held_matrices(self.spec, "stored"):
+            sizes[each.precision] += each.num_values
+        held = ", ".join(f"{count / 1e6:.1f}M as {precision}" for precision, count in sizes.items())
+        rounded = sorted(types & ROUNDED)
+        kept = f"all but {', '.join(rounded)} (rounded to 8 bits a group of 32)" if rounded else "exactly"
+        return f"the file's own grids ({', '.join(sorted(types))}), kept {kept}: {held}"
 
     def isa(self, forced: str, native: NativeProbe) -> None:
         """The kernels' instruction set tier; `forced` is the variable RIDGELINE_ISA.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 from ridgeline.facts.model_spec import ModelSpec
-
-Precision = Literal["float32", "bf16", "int8", "int4"]
+from ridgeline.facts.precision import Precision, Weights, precision_for
 
 GROUP = 32
 """Inputs of an output that share a grid, in int8 and int4."""
@@ -79,17 +78,63 @@ def matrix_bytes(rows: int, columns: int, precision: Precision) -> int:
     return values + rows * (-(-columns // GROUP) * _GRID_BYTES[precision] + _ROW_BYTES)
 
 
-def weight_bytes(spec: ModelSpec, precision: Precision, head_precision: Precision | None = None) -> int:
-    """Bytes of all weights, matrices in `precision`, head (tied or not) and embedding in `head_precision`.
+@dataclass(frozen=True, slots=True)
+class HeldMatrices:
+    """`count` matrices of one kind and size in one precision. `kind` as in `matrices`, or embedding or head.
+
+    A tied table serves as both and is the head.
+    """
+
+    kind: str
+    rows: int
+    columns: int
+    precision: Precision
+    count: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.count * matrix_bytes(self.rows, self.columns, self.precision)
+
+    @property
+    def num_values(self) -> int:
+        return self.count * self.rows * self.columns
+
+
+def held_matrices(
+    spec: ModelSpec, weights: Weights, head_weights: Weights | None = None
+) -> tuple[HeldMatrices, ...]:
+    """All matrices of the model as they are held: layers in `weights`, tables in `head_weights`."""
+    head_weights = head_weights or weights
+    held: list[HeldMatrices] = []
+    for kind, rows, columns in matrices(spec):
+        for precision, count in _precisions(spec, kind, weights, spec.num_layers):
+            held.append(HeldMatrices(kind, rows, columns, precision, count))
+    for kind in ("head",) if spec.tied_embeddings else ("embedding", "head"):
+        stored = "embedding" if spec.tied_embeddings else kind
+        for precision, _ in _precisions(spec, stored, head_weights, 1):
+            held.append(HeldMatrices(kind, spec.vocab_size, spec.hidden_size, precision, 1))
+    return tuple(held)
+
+
+def _precisions(spec: ModelSpec, kind: str, weights: Weights, count: int) -> list[tuple[Precision, int]]:
+    """The precisions of `count` matrices of a kind, and how many have each."""
+    if weights != "stored":
+        return [(weights, count)]
+    counts: Counter[Precision] = Counter()
+    for stored in spec.stored:
+        if stored.kind == kind:
+            counts[precision_for(stored.types)] += stored.count
+    return list(counts.items()) or [("bf16", count)]
+
+
+def weight_bytes(spec: ModelSpec, weights: Weights, head_weights: Weights | None = None) -> int:
+    """Bytes of all weights, the layers' matrices in `weights`, head (tied or not) and embedding in the other.
 
     Norms and biases are float32. A tied table is held once.
     """
-    head_precision = head_precision or precision
-    layer = sum(matrix_bytes(rows, columns, precision) for _, rows, columns in matrices(spec))
-    table = matrix_bytes(spec.vocab_size, spec.hidden_size, head_precision)
     counts = parameter_counts(spec)
-    tables = table if spec.tied_embeddings else 2 * table
-    return spec.num_layers * layer + tables + 4 * (counts.norms + counts.biases)
+    held = held_matrices(spec, weights, head_weights)
+    return sum(each.num_bytes for each in held) + 4 * (counts.norms + counts.biases)
 
 
 def kv_bytes_per_token(spec: ModelSpec, bytes_per_element: int) -> int:

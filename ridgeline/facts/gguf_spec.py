@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from ridgeline.facts.checked import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, Checked
 from ridgeline.facts.errors import UnsupportedFeature
 from ridgeline.facts.gguf import GgufArray, GgufHeader
-from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec
+from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec, StoredMatrices
 
 Architecture = Literal["llama", "qwen2", "qwen3", "gemma3"]
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
@@ -22,6 +22,14 @@ GEMMA3_WINDOW_THETA = 10_000.0
 GEMMA3_PATTERN = 6
 """Every sixth Gemma 3 layer is full (Gemma 3 report, sec. 2)."""
 GEMMA3_27B_LAYERS = 62
+StackKind = Literal["qkv", "output", "gate_up", "down"]
+STACKS: tuple[tuple[StackKind, tuple[str, ...]], ...] = (
+    ("qkv", ("attn_q", "attn_k", "attn_v")),
+    ("output", ("attn_output",)),
+    ("gate_up", ("ffn_gate", "ffn_up")),
+    ("down", ("ffn_down",)),
+)
+"""The products of a layer and the tensors that each stacks."""
 
 
 def model_spec_from_gguf(header: GgufHeader, name: str) -> ModelSpec:
@@ -71,6 +79,7 @@ def model_spec_from_gguf(header: GgufHeader, name: str) -> ModelSpec:
         bos_token_id=next(iter(top.token_ids("tokenizer.ggml.bos_token_id", vocab_size)), None),
         eos_token_ids=_eos_token_ids(top, vocab_size),
         stored_quantization=_stored_quantization(header),
+        stored=_stored_matrices(header, num_layers),
     )
 
 
@@ -198,3 +207,17 @@ def _stored_quantization(header: GgufHeader) -> str:
         if len(tensor.shape) == 2 and tensor.name.startswith("blk."):
             counts[tensor.type.name] += prod(tensor.shape)
     return counts.most_common(1)[0][0] if counts else "unknown"
+
+
+def _stored_matrices(header: GgufHeader, num_layers: int) -> tuple[StoredMatrices, ...]:
+    """How many layers store each product's matrices in which types, and the tables."""
+    type_of = {tensor.name: tensor.type.name for tensor in header.tensors}
+    found: list[StoredMatrices] = []
+    for kind, names in STACKS:
+        stacks = ([f"blk.{layer}.{name}.weight" for name in names] for layer in range(num_layers))
+        counts = Counter(tuple(type_of[name] for name in stack if name in type_of) for stack in stacks)
+        found += [StoredMatrices(kind, types, count) for types, count in counts.items() if types]
+    found.append(StoredMatrices("embedding", (type_of["token_embd.weight"],), 1))
+    if "output.weight" in type_of:
+        found.append(StoredMatrices("head", (type_of["output.weight"],), 1))
+    return tuple(found)

@@ -36,6 +36,18 @@ class LayerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredMatrices:
+    """Matrices that are stacked for one product, as a file stores them, in `count` layers (tables: 1).
+
+    `types` are those of the parts in order, such as ("Q5_0", "Q5_0", "Q8_0") for q, k and v.
+    """
+
+    kind: Literal["qkv", "output", "gate_up", "down", "embedding", "head"]
+    types: tuple[str, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The facts of a decoder-only transformer. Sizes are counts.
 
@@ -43,6 +55,9 @@ class ModelSpec:
 
     `rms_norm_offset`: 1.0 where the checkpoint stores w and the norm multiplies by 1 + w (Gemma's
     safetensors; GGUF has it added already), else 0.0.
+
+    `stored`: the types of the matrices where a file has several (GGUF), else empty;
+    `stored_quantization` is the type of most of the layers' values.
     """
 
     name: str
@@ -71,3 +86,4 @@ class ModelSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     stored_quantization: str = "unknown"
+    stored: tuple[StoredMatrices, ...] = ()

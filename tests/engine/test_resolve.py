@@ -14,7 +14,7 @@ from ridgeline.engine.hardware_probe import NativeProbe, probe_hardware, probe_n
 from ridgeline.engine.options import CHOICES, EngineOptions
 from ridgeline.engine.resolve import EngineConfig, ledger_of, resolve
 from ridgeline.facts.hardware import HardwareSpec
-from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec
+from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec, StoredMatrices
 
 GIB = 1 << 30
 AVX512 = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
@@ -80,9 +80,11 @@ def test_defaults_of_the_native_backend() -> None:
 @pytest.mark.parametrize(
     ("stored", "asked", "weights", "head"),
     [
-        ("Q4_0", "auto", "int4", "int8"),
-        ("Q4_1", "auto", "int4", "int8"),
-        ("Q8_0", "auto", "bf16", "bf16"),
+        ("Q4_1", "auto", "stored", "stored"),
+        ("Q6_K", "auto", "stored", "stored"),
+        ("F16", "auto", "bf16", "bf16"),
+        ("Q4_1", "bf16", "bf16", "bf16"),
+        ("BF16", "stored", "stored", "stored"),
         ("BF16", "auto", "bf16", "bf16"),
         ("BF16", "int8", "int8", "int8"),
         ("BF16", "int4", "int4", "int8"),
@@ -91,8 +93,17 @@ def test_defaults_of_the_native_backend() -> None:
 def test_precision_is_the_least_that_keeps_greedy_text(
     stored: str, asked: str, weights: str, head: str
 ) -> None:
-    config, _ = settle(spec=dataclasses.replace(SPEC, stored_quantization=stored), weights=asked)
+    kinds = (StoredMatrices("down", (stored,), 2), StoredMatrices("embedding", (stored,), 1))
+    spec = dataclasses.replace(SPEC, stored_quantization=stored, stored=kinds)
+    config, _ = settle(spec=spec, weights=asked)
     assert (config.weights, config.head_weights) == (weights, head)
+
+
+def test_the_reason_for_stored_weights_says_what_is_rounded() -> None:
+    kinds = (StoredMatrices("qkv", ("Q4_K", "Q4_K", "Q8_0"), 2), StoredMatrices("down", ("Q6_K",), 2))
+    _, decisions = settle(spec=dataclasses.replace(SPEC, stored=kinds))
+    reason = next(d.reason for d in decisions if d.field == "weights")
+    assert "Q4_K, Q6_K, Q8_0" in reason and "all but Q6_K" in reason and "as int8" in reason
 
 
 def test_heads_that_the_kernels_cannot_hold_go_to_the_reference() -> None:
@@ -142,7 +153,7 @@ def test_memory_bounds_the_cache() -> None:
     [
         ({"native": NO, "backend": "native"}, "backend", "no compiler"),
         ({"native": NO, "weights": "int8"}, "weights", "native backend"),
-        ({"backend": "native", "weights": "float32"}, "weights", "bf16, int8, int4"),
+        ({"backend": "native", "weights": "float32"}, "weights", "stored, bf16, int8, int4"),
         ({"backend": "native", "kv_dtype": "float32"}, "kv_dtype", "reference"),
         ({"num_blocks": 5, "kv_memory_bytes": 1_000_000}, "num_blocks", "kv_memory_bytes"),
         ({"max_model_len": 5_000}, "max_model_len", "4096"),

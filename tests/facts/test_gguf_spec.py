@@ -148,6 +148,13 @@ def test_default_model(default_model_path: Path) -> None:
     assert (spec.num_layers, spec.hidden_size, spec.num_heads, spec.num_kv_heads) == (30, 576, 9, 3)
     assert (spec.vocab_size, spec.context_length, spec.layers[0].rope.theta) == (49_152, 8_192, 100_000)
     assert spec.tied_embeddings and spec.stored_quantization == "Q4_1"
+    assert {stored.kind: (stored.types, stored.count) for stored in spec.stored} == {
+        "qkv": (("Q4_1", "Q4_1", "Q4_1"), 30),
+        "output": (("Q4_1",), 30),
+        "gate_up": (("Q4_1", "Q4_1"), 30),
+        "down": (("Q4_1",), 30),
+        "embedding": (("Q8_0",), 1),
+    }
 
 
 @pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from ridgeline.facts.config_json import model_spec_from_config
 from ridgeline.facts.formulas import (
     flops_per_token,
+    held_matrices,
     kv_bytes_per_token,
     matrix_bytes,
     parameter_counts,
     weight_bytes,
 )
 from ridgeline.facts.kv_layout import kv_layout
-from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec
+from ridgeline.facts.model_spec import LayerSpec, ModelSpec, RopeSpec, StoredMatrices
 
 
 def model(windows: list[int | None], **changes: object) -> ModelSpec:
@@ -102,6 +103,27 @@ def test_bad_sizes_are_refused() -> None:
     for block_size, width in ((0, 2), (16, 0)):
         with pytest.raises(ValueError, match="positive"):
             kv_layout(model([None]), block_size, width)
+
+
+def test_stored_weights_are_held_in_the_widest_precision_of_each_stack() -> None:
+    stored = (
+        StoredMatrices("qkv", ("Q4_K", "Q4_K", "Q6_K"), 1),
+        StoredMatrices("qkv", ("Q4_K", "Q4_K", "F16"), 1),
+        StoredMatrices("down", ("Q4_0",), 2),
+        StoredMatrices("embedding", ("Q8_0",), 1),
+    )
+    spec = dataclasses.replace(model([None, None]), stored=stored)
+    held = held_matrices(spec, "stored")
+    assert [(each.kind, each.precision, each.count) for each in held] == [
+        ("qkv", "int8", 1),
+        ("qkv", "bf16", 1),
+        ("output", "bf16", 2),
+        ("gate_up", "bf16", 2),
+        ("down", "int4", 2),
+        ("head", "int8", 1),
+    ]
+    assert sum(each.num_values for each in held) == parameter_counts(spec).total - 5 * 32
+    assert weight_bytes(spec, "stored") < weight_bytes(spec, "bf16")
 
 
 def test_formulas_by_hand() -> None:

@@ -1,7 +1,8 @@
-"""The default model at its default precision on the kernels, against transformers in float32 (make_default.py).
+"""The default model at its default precision on the kernels, against transformers in float32.
 
-Weights keep the file's own grids and activations 16 bits, so greedy text is float32's, token for token. Keys
-and values are bf16: where float32 itself finds two tokens nearly tied, either may come.
+The references are made by tests/references/make_default.py. Weights keep the
+file's own grids and activations 16 bits, so greedy text is float32's, token for token. Keys and values are
+bf16: where float32 itself finds two tokens nearly tied, either may come.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def stored(type_name: str, rows: int, columns: int) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize(("type_name", "kind"), KEPT + ROUNDED, ids=str)
 def test_grid_of_the_file(tier, pool, type_name, kind):
-    """Where a file's grid is of the kind's form it is kept to 16 bits; others are rounded to 8 bits a group."""
+    """A file's grid of the kind's form is kept to 16 bits; others are rounded to 8 bits a group."""
     data, weights = stored(type_name, 48, 512)
     x = normal(5, 512)
     w = native.Matrix(pool, [(data, int(GgmlType[type_name]), 48, None)], 512, kind, tier=tier)

@@ -7,17 +7,17 @@ import pytest
 from ridgeline.cost.memory import memory_ledger
 from ridgeline.engine.hardware_probe import probe_native
 from ridgeline.engine.source import ModelSource, read_spec
-from ridgeline.facts.formulas import Precision
 from ridgeline.facts.kv_layout import kv_layout
+from ridgeline.facts.precision import Weights
 from ridgeline.runtime.models import load_model
 from ridgeline.runtime.weights import open_tensors
 
 
 @pytest.mark.skipif(not probe_native().available, reason="the compiled kernels are not built")
-@pytest.mark.parametrize(("weights", "head"), [("bf16", "bf16"), ("int8", "int8"), ("int4", "int8")])
-def test_ledger_foresees_packed_weights(
-    default_model: ModelSource, weights: Precision, head: Precision
-) -> None:
+@pytest.mark.parametrize(
+    ("weights", "head"), [("stored", "stored"), ("bf16", "bf16"), ("int8", "int8"), ("int4", "int8")]
+)
+def test_ledger_foresees_packed_weights(default_model: ModelSource, weights: Weights, head: Weights) -> None:
     from ridgeline.runtime.native.backend import NativeBackend
 
     spec = read_spec(default_model)

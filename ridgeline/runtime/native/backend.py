@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ridgeline.facts.model_spec import RopeSpec
+from ridgeline.facts.precision import Weights, precision_for
 from ridgeline.runtime.backend import LinearKind, Logits, Model
 from ridgeline.runtime.batch import Batch
 from ridgeline.runtime.native import _native  # type: ignore[attr-defined]
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ridgeline.facts.kv_layout import KvLayout
     from ridgeline.runtime.weights.tensor import TensorSource
 
-Precision = Literal["bf16", "int8", "int4", "float32"]
-
 WORKSPACE_FLOATS = 1 << 20
 """Room in which few sequences with long contexts are attended to by several threads."""
 
@@ -30,15 +29,16 @@ WORKSPACE_FLOATS = 1 << 20
 class NativeBackend:
     """Implements `runtime.backend.Backend` on CPU kernels.
 
-    `weights` is the precision of the layers' matrices, `head_weights` of the embedding and output head.
+    `weights` is the precision of the layers' matrices, `head_weights` of the embedding and output head;
+    "stored" is, for each product, the least that holds its matrices as the file stores them.
     `tier` names the kernels ("" the best of this machine, or RIDGELINE_ISA's).
     """
 
     def __init__(
         self,
         *,
-        weights: Precision,
-        head_weights: Precision,
+        weights: Weights,
+        head_weights: Weights,
         num_threads: int,
         max_num_batched_tokens: int,
         max_model_len: int,
@@ -62,9 +62,9 @@ class NativeBackend:
     def linear(
         self, parts: Sequence[TensorSource], bias: Sequence[TensorSource] | None, kind: LinearKind
     ) -> MatrixWeight:
-        precision = self._head_weights if kind == "head" else self._weights
+        weights = self._head_weights if kind == "head" else self._weights
         biases = None if bias is None else np.concatenate([source.float32() for source in bias])
-        return MatrixWeight(self._pack(parts, precision, kind == "gate_up", biases))
+        return MatrixWeight(self._pack(parts, weights, kind == "gate_up", biases))
 
     def embedding(self, source: TensorSource) -> TableWeight:
         return TableWeight(self._pack([source], self._head_weights, False, None))
@@ -79,10 +79,11 @@ class NativeBackend:
     def _pack(
         self,
         parts: Sequence[TensorSource],
-        precision: Precision,
+        weights: Weights,
         gated: bool,
         biases: npt.NDArray[np.float32] | None,
     ) -> Any:
+        precision = precision_for(part.type.name for part in parts) if weights == "stored" else weights
         stack = [(part.data, int(part.type), part.num_rows, part.row_permutation) for part in parts]
         columns = parts[0].num_columns
         matrix = _native.Matrix(self._pool, stack, columns, precision, gated, biases, self.tier)
