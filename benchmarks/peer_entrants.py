@@ -99,6 +99,10 @@ class Entrant:
             if not Path(self.python).exists():
                 run_quietly([sys.executable, "-m", "venv", str(self.folder)], log)
             run_quietly([self.python, "-m", "pip", "install", "--quiet", *self.packages], log)
+            # They come along for images, built for another torch, and then break every import.
+            run_quietly(
+                [self.python, "-m", "pip", "uninstall", "--quiet", "-y", "torchvision", "torchcodec"], log
+            )
         self.convert(say)
 
     def _installed(self) -> bool:
