@@ -40,6 +40,12 @@ def peers_folder() -> Path:
     return cache_folder().parent / "peers"
 
 
+def _metadata(package: str) -> str:
+    """Where an environment keeps the metadata of a requirement."""
+    name = re.split(r"[=\[<>]", package)[0].replace("-", "_")
+    return f"lib/python*/site-packages/{name}-*.dist-info"
+
+
 def run_quietly(command: list[str], log: Path, **kwargs: Any) -> None:
     """Run with output into a log file. Raises Unavailable naming the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -106,8 +112,7 @@ class Entrant:
         self.convert(say)
 
     def _installed(self) -> bool:
-        first = re.split(r"[=\[<>]", self.packages[-1])[0].replace("-", "_")
-        return any(self.folder.glob(f"lib/python*/site-packages/{first}-*.dist-info"))
+        return all(any(self.folder.glob(pattern)) for pattern in map(_metadata, self.packages))
 
     def hf_folder(self, dtype: str = "bf16") -> Path:
         """The model as a Hugging Face folder, written once."""
@@ -499,7 +504,11 @@ class Vllm(Entrant):
 
     def environ(self) -> dict[str, str]:
         bound = "0" if self.threads == 1 else f"0-{self.threads - 1}"
-        return {**super().environ(), "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": bound}
+        own = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": bound}
+        openmp = self.folder / "lib" / "libiomp5.so"  # its documentation asks for this one
+        if openmp.exists():
+            own["LD_PRELOAD"] = str(openmp)
+        return {**super().environ(), **own}
 
     def driver(self) -> list[str]:
         folder = str(self.hf_folder(self.dtype))
