@@ -5,6 +5,7 @@
 // the tier's affair, and so is the number of rows at once; the integers are the same.
 //
 //   one or two rows   AVX-512 VNNI on the panel as it is packed. Floor: its bytes from memory
+//   up to 16          AMX: 64 inputs of the panel expanded at a time, beside the products of those before
 //   more rows         the panel expanded once, then AMX tiles (or VNNI) over all rows. Floor: 3 x the peak's time for int8
 #pragma once
 
@@ -89,29 +90,31 @@ static void multiply_packed(const uint8_t* packed, const uint8_t* rows, int64_t 
 inline constexpr int64_t kIntegerRows = 16;
 
 // Tiles: 0, 1 high x upper and 2, 3 the middle, for two tiles of outputs; 4, 5 the rows' high and low; 6, 7 weights.
-static void multiply_planes(const uint8_t* upper, const uint8_t* rows, int64_t row_bytes, int64_t inputs, const float* scales,
-                            int64_t num_rows, float* out) {
-    alignas(64) int32_t sums[2][16 * 32];
-    const uint8_t* low_rows = rows + row_bytes / 2;
-    const uint8_t* lower = upper + inputs * 32;
+RL_INLINE void zero_sums() {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t k = 0; k < inputs; k += 64, upper += 2048, lower += 2048) {
-        _tile_loadd(4, rows + k, row_bytes);
-        _tile_loadd(6, upper, 64);
-        _tile_dpbsud(0, 4, 6);
-        _tile_loadd(7, upper + 1024, 64);
-        _tile_dpbsud(1, 4, 7);
-        _tile_loadd(5, low_rows + k, row_bytes);
-        _tile_dpbsud(2, 5, 6);
-        _tile_dpbsud(3, 5, 7);
-        _tile_loadd(6, lower, 64);
-        _tile_dpbsud(2, 4, 6);
-        _tile_loadd(7, lower + 1024, 64);
-        _tile_dpbsud(3, 4, 7);
-    }
+}
+
+// 64 inputs: six products, six loads.
+RL_INLINE void add_step(const uint8_t* high, int64_t row_bytes, const uint8_t* upper, const uint8_t* lower) {
+    _tile_loadd(4, high, row_bytes);
+    _tile_loadd(6, upper, 64);
+    _tile_dpbsud(0, 4, 6);
+    _tile_loadd(7, upper + 1024, 64);
+    _tile_dpbsud(1, 4, 7);
+    _tile_loadd(5, high + row_bytes / 2, row_bytes);
+    _tile_dpbsud(2, 5, 6);
+    _tile_dpbsud(3, 5, 7);
+    _tile_loadd(6, lower, 64);
+    _tile_dpbsud(2, 4, 6);
+    _tile_loadd(7, lower + 1024, 64);
+    _tile_dpbsud(3, 4, 7);
+}
+
+static void finish_sums(const uint8_t* rows, int64_t row_bytes, int64_t inputs, const float* scales, int64_t num_rows, float* out) {
+    alignas(64) int32_t sums[2][16 * 32];
     _tile_stored(0, sums[0], 128);
     _tile_stored(1, sums[0] + 16, 128);
     _tile_stored(2, sums[1], 128);
@@ -122,6 +125,30 @@ static void multiply_planes(const uint8_t* upper, const uint8_t* rows, int64_t r
         for (int64_t tile = 0, at = r * 32; tile < 2; ++tile, at += 16)
             store(out + at, combine(_mm512_load_si512(sums[0] + at), _mm512_load_si512(sums[1] + at), row, output_scales[tile]));
     }
+}
+
+static void multiply_planes(const uint8_t* upper, const uint8_t* rows, int64_t row_bytes, int64_t inputs, const float* scales,
+                            int64_t num_rows, float* out) {
+    zero_sums();
+    for (int64_t k = 0; k < inputs; k += 64, upper += kStepPlane) add_step(rows + k, row_bytes, upper, upper + inputs * 32);
+    finish_sums(rows, row_bytes, inputs, scales, num_rows, out);
+}
+
+// As multiply_planes on a packed panel, for rows that are all there are: a step is expanded while the one before is multiplied.
+template <WeightKind kKind>
+static void multiply_streamed(const uint8_t* packed, const uint8_t* rows, int64_t row_bytes, int64_t inputs, const float* scales,
+                              int64_t num_rows, float* out) {
+    alignas(64) uint8_t planes[2][2 * kStepPlane];
+    zero_sums();
+    expand_step<kKind>(packed, planes[0], planes[0] + kStepPlane);
+    for (int64_t k = 0; k < inputs; k += 64) {
+        packed += 2 * step_bytes(kKind);
+        const uint8_t* current = planes[k / 64 % 2];
+        uint8_t* next = planes[(k / 64 + 1) % 2];
+        if (k + 64 < inputs) expand_step<kKind>(packed, next, next + kStepPlane);
+        add_step(rows + k, row_bytes, current, current + kStepPlane);
+    }
+    finish_sums(rows, row_bytes, inputs, scales, num_rows, out);
 }
 
 #elif defined(__AVX512VNNI__)
@@ -243,11 +270,13 @@ static void multiply_planes(const uint8_t* upper, const uint8_t* rows, int64_t r
 
 #endif
 
-// ---- Which of the two ----
+// ---- Which of them ----
 
 // Whether products of so many rows read the panel as it is packed.
 RL_INLINE bool multiplies_packed(int64_t num_rows) {
-#if defined(__AVX512VNNI__)
+#if defined(__AMX_TILE__)
+    return num_rows <= kIntegerRows;
+#elif defined(__AVX512VNNI__)
     return num_rows <= 2;
 #else
     (void)num_rows;
@@ -259,13 +288,16 @@ RL_INLINE bool multiplies_packed(int64_t num_rows) {
 template <WeightKind kKind>
 RL_INLINE void multiply_integers(const uint8_t* packed, const uint8_t* planes, const uint8_t* rows, int64_t row_bytes, int64_t inputs,
                                  const float* scales, int64_t num_rows, float* out) {
+    if (planes != nullptr) return multiply_planes(planes, rows, row_bytes, inputs, scales, num_rows, out);
 #if defined(__AVX512VNNI__)
     if (num_rows == 1) return multiply_packed<kKind, 1>(packed, rows, row_bytes, inputs, scales, out);
     if (num_rows == 2) return multiply_packed<kKind, 2>(packed, rows, row_bytes, inputs, scales, out);
+#endif
+#if defined(__AMX_TILE__)
+    multiply_streamed<kKind>(packed, rows, row_bytes, inputs, scales, num_rows, out);
 #else
     (void)packed;
 #endif
-    multiply_planes(planes, rows, row_bytes, inputs, scales, num_rows, out);
 }
 
 }  // namespace ridgeline::RL_TIER

@@ -146,17 +146,25 @@ RL_INLINE void expand_tile(const uint8_t* step, int tile, uint8_t* upper, uint8_
 
 #endif
 
-// A panel as two planes of `inputs * 32` bytes: the upper bytes in steps of 64 inputs of two AMX tiles, then the lower ones.
+inline constexpr int64_t kStepPlane = 2048;  // bytes of a plane of 64 inputs: two AMX tiles
+
+// 64 inputs of a panel as two planes of bytes.
 template <WeightKind kKind>
-static void expand_panel(const uint8_t* packed, int64_t inputs, uint8_t* planes) {
-    constexpr int64_t kStep = step_bytes(kKind);
-    for (int64_t group = 0; group < inputs / 32; ++group, packed += kStep) {
-        for (int64_t byte = 0; byte < kStep; byte += 64) prefetch(packed + kPrefetchBytes + byte);
+RL_INLINE void expand_step(const uint8_t* packed, uint8_t* upper, uint8_t* lower) {
+    for (int64_t group = 0; group < 2; ++group, packed += step_bytes(kKind)) {
+        for (int64_t byte = 0; byte < step_bytes(kKind); byte += 64) prefetch(packed + kPrefetchBytes + byte);
         for (int tile = 0; tile < 2; ++tile) {
-            uint8_t* upper = planes + group / 2 * 2048 + tile * 1024 + group % 2 * 512;
-            expand_tile<kKind>(packed, tile, upper, upper + inputs * 32);
+            const int64_t at = tile * 1024 + group * 512;
+            expand_tile<kKind>(packed, tile, upper + at, lower + at);
         }
     }
+}
+
+// A whole panel: the upper bytes, and `inputs * 32` bytes further the lower ones.
+template <WeightKind kKind>
+static void expand_panel(const uint8_t* packed, int64_t inputs, uint8_t* upper) {
+    for (int64_t k = 0; k < inputs; k += 64, packed += 2 * step_bytes(kKind), upper += kStepPlane)
+        expand_step<kKind>(packed, upper, upper + inputs * 32);
 }
 
 }  // namespace ridgeline::RL_TIER
