@@ -21,6 +21,7 @@
 #include "attention_rows.hpp"
 #include "attention_softmax.hpp"
 #include "kv_cache.hpp"
+#include "kv_int8.hpp"
 #include "simd.hpp"
 #include "thread_pool.hpp"
 
@@ -34,6 +35,9 @@ struct TileBuffers {
     ChunkSoftmax* chunk_softmax;  // [kTileRows]
     float* values;               // as the two above, merged
     ChunkSoftmax* softmax;
+    float* key_scales;    // [kAttentionChunk] each; the three below only where the cache is int8
+    float* value_scales;
+    uint8_t* expanded;    // [kAttentionChunk][head_dim] bf16: first keys, then values
 };
 
 RL_INLINE int64_t values_floats(int64_t head_dim) { return kTileRows * head_dim; }
@@ -41,8 +45,10 @@ RL_INLINE int64_t values_floats(int64_t head_dim) { return kTileRows * head_dim;
 // A chunk's (m, l) of each row and T, as one run of floats.
 RL_INLINE int64_t partial_floats(int64_t head_dim) { return 2 * kTileRows + values_floats(head_dim); }
 
-static TileBuffers tile_buffers(Team& team, int64_t head_dim) {
-    const int64_t num_floats = values_floats(head_dim) / 2 + kTileRows * kAttentionChunk + 2 * partial_floats(head_dim);
+static TileBuffers tile_buffers(Team& team, const KvLayer& layer) {
+    const int64_t head_dim = layer.head_dim;
+    const int64_t expanded_floats = layer.is_int8 ? kAttentionChunk * (2 + head_dim / 2) : 0;
+    const int64_t num_floats = values_floats(head_dim) / 2 + kTileRows * kAttentionChunk + 2 * partial_floats(head_dim) + expanded_floats;
     float* at = static_cast<float*>(team.scratch(static_cast<size_t>(num_floats) * sizeof(float)));
     TileBuffers buffers = {};
     buffers.scores = at;
@@ -54,6 +60,10 @@ static TileBuffers tile_buffers(Team& team, int64_t head_dim) {
     at += partial_floats(head_dim);
     buffers.softmax = reinterpret_cast<ChunkSoftmax*>(at);
     buffers.values = at + 2 * kTileRows;
+    at += partial_floats(head_dim);
+    buffers.key_scales = at;
+    buffers.value_scales = at + kAttentionChunk;
+    buffers.expanded = reinterpret_cast<uint8_t*>(at + 2 * kAttentionChunk);
     return buffers;
 }
 
@@ -104,13 +114,25 @@ static void find_chunk(const AttentionArgs& args, const QueryTile& tile, int64_t
     const Span computed = computed_span(args, tile, chunk);
     found = {};
     found.head_dim = layer.head_dim;
-    found.dims_stride = layer.block_size * 32;
+    const int64_t element = layer.is_int8 ? 1 : 2;
+    found.dims_stride = layer.block_size * 16 * element;
     for (int64_t at = computed.begin; at < computed.end; at += kGroupTokens) {
         const int64_t position = chunk * kAttentionChunk + at;
         const int64_t block = block_of(args.rows, tile.request, position / layer.block_size);
         const int64_t offset = position % layer.block_size;
-        found.keys[at / kGroupTokens] = key_part(layer, block, tile.kv_head) + offset * layer.head_dim * 2;
-        found.values[at / kGroupTokens] = value_part(layer, block, tile.kv_head) + offset * 32;
+        found.keys[at / kGroupTokens] = key_part(layer, block, tile.kv_head) + offset * layer.head_dim * element;
+        found.values[at / kGroupTokens] = value_part(layer, block, tile.kv_head) + offset * 16 * element;
+    }
+}
+
+static void find_scales(const AttentionArgs& args, const QueryTile& tile, int64_t chunk, Span computed, const TileBuffers& buffers) {
+    const KvLayer& layer = args.layer;
+    for (int64_t at = computed.begin; at < computed.end; at += kGroupTokens) {
+        const int64_t position = chunk * kAttentionChunk + at;
+        const int64_t block = block_of(args.rows, tile.request, position / layer.block_size);
+        const int64_t offset = position % layer.block_size;
+        load_scales(key_scales(layer, block, tile.kv_head) + offset, buffers.key_scales + at);
+        load_scales(value_scales(layer, block, tile.kv_head) + offset, buffers.value_scales + at);
     }
 }
 
@@ -122,7 +144,10 @@ static void load_queries(const AttentionArgs& args, const TilePlan& plan, const 
         const int64_t token = tile.token + row / plan.heads_per_tile;
         const int64_t head = tile.first_head + row % plan.heads_per_tile;
         const float* from = args.q + token * args.q_stride + head * head_dim;
-        for (int64_t d = 0; d < head_dim; d += kLanes) store_bf16(queries + row * head_dim + d, load(from + d) * scale);
+        float scaled[kMaxHeadDim];
+        for (int64_t d = 0; d < head_dim; d += kLanes) store(scaled + d, load(from + d) * scale);
+        if (args.layer.is_int8) rotate_by_hadamard(scaled, head_dim);
+        for (int64_t d = 0; d < head_dim; d += kLanes) store_bf16(queries + row * head_dim + d, load(scaled + d));
     }
 }
 
@@ -162,13 +187,19 @@ static void chunk_softmax(const AttentionArgs& args, const TilePlan& plan, const
         buffers.chunk_softmax[row] = {0.0f, 0.0f};
         if (visible[row].begin >= visible[row].end) continue;
         float* scores = buffers.scores + row * kAttentionChunk;
+        if (args.layer.is_int8) scale_scores(scores, visible[row], buffers.key_scales);
         if (args.softcap > 0) cap_scores(scores, visible[row], args.softcap);
         buffers.chunk_softmax[row].maximum = largest_score(scores, visible[row]);
     }
     for (int64_t row = 0; row < num_rows; ++row) {
         if (visible[row].begin >= visible[row].end) continue;
         ChunkSoftmax& softmax = buffers.chunk_softmax[row];
-        softmax.sum = exponentiate_in_place(buffers.scores + row * kAttentionChunk, softmax.maximum, computed, visible[row]);
+        float* scores = buffers.scores + row * kAttentionChunk;
+        if (args.layer.is_int8)
+            softmax.sum = exponentiate_in_place(scores, softmax.maximum, computed, visible[row],
+                                                [&](int64_t at, Vec p) { return p * load(buffers.value_scales + at); });
+        else
+            softmax.sum = exponentiate_in_place(scores, softmax.maximum, computed, visible[row], [](int64_t, Vec p) { return p; });
     }
 }
 
@@ -177,9 +208,16 @@ static void attend_chunk(const AttentionArgs& args, const TilePlan& plan, const 
                          const ChunkTiles& tiles, const ChunkTiles* next, const TileBuffers& buffers) {
     const int64_t num_rows = tile.num_tokens * plan.heads_per_tile;
     const Span computed = computed_span(args, tile, chunk);
-    chunk_scores(args.layer, num_rows, tiles, computed, buffers);
-    chunk_softmax(args, plan, tile, chunk, computed, buffers);
-    chunk_values(args.layer, num_rows, tiles, next, computed, buffers);
+    if (args.layer.is_int8) {
+        chunk_scores(args.layer, num_rows, expand_keys(tiles, computed, buffers.expanded), computed, buffers);
+        find_scales(args, tile, chunk, computed, buffers);
+        chunk_softmax(args, plan, tile, chunk, computed, buffers);
+        chunk_values(args.layer, num_rows, expand_values(tiles, next, computed, buffers.expanded), nullptr, computed, buffers);
+    } else {
+        chunk_scores(args.layer, num_rows, tiles, computed, buffers);
+        chunk_softmax(args, plan, tile, chunk, computed, buffers);
+        chunk_values(args.layer, num_rows, tiles, next, computed, buffers);
+    }
 }
 
 static void start_rows(int64_t num_rows, int64_t head_dim, const TileBuffers& buffers) {
@@ -230,7 +268,7 @@ static void attend_by_tiles(const AttentionArgs& args, const TilePlan& plan, Tea
     } else {
         team.reset_counter();
     }
-    const TileBuffers buffers = tile_buffers(team, args.layer.head_dim);
+    const TileBuffers buffers = tile_buffers(team, args.layer);
     TileCursor cursor;
     for (int64_t item = team.next_item(); item < plan.num_items; item = team.next_item())
         attend_tile(args, plan, find_tile(args, plan, cursor, item), buffers);
@@ -256,7 +294,7 @@ RL_INLINE TileBuffers with_partial(TileBuffers buffers, const AttentionArgs& arg
 }
 
 static void attend_by_chunks(const AttentionArgs& args, const TilePlan& plan, int64_t chunks_per_tile, Team& team) {
-    const TileBuffers buffers = tile_buffers(team, args.layer.head_dim);
+    const TileBuffers buffers = tile_buffers(team, args.layer);
     TileCursor cursor;
     const Range units = team.share(plan.num_items * chunks_per_tile);
     for (int64_t unit = units.begin; unit < units.end; ++unit) {

@@ -63,7 +63,7 @@ static void scores_by_tiles(const uint16_t* q, const ChunkTiles& tiles, Span com
     for (int64_t group = computed.begin / kGroupTokens; group < end; group += 2) {
         zero_tiles<M>();
         for (int64_t depth = 0; depth < tiles.head_dim / 32; ++depth) {
-            if constexpr (M == 1) {
+            if (M == 1 && tiles.values[group] != nullptr) {
                 prefetch_tile(tiles.values[group] + 2 * depth * tiles.dims_stride);
                 prefetch_tile(tiles.values[group] + (2 * depth + 1) * tiles.dims_stride);
             }

@@ -5,6 +5,8 @@
 
 namespace ridgeline {
 
+inline constexpr int64_t kMaxHeadDim = 1024;
+
 // One layer of a paged cache (layout: kv_cache.hpp). head_dim and block_size are multiples of 16.
 struct KvLayer {
     uint8_t* pool;  // 64-byte aligned, zeroed when it was made
@@ -13,7 +15,13 @@ struct KvLayer {
     int64_t num_kv_heads;
     int64_t head_dim;
     int64_t block_size;
+    bool is_int8;  // else bf16
 };
+
+// K and V of one kv head in one block; int8 numbers have a float scale per token.
+static inline int64_t kv_head_bytes(int64_t head_dim, int64_t block_size, bool is_int8) {
+    return 2 * block_size * (is_int8 ? head_dim + 4 : head_dim * 2);
+}
 
 // The requests of a step: request r has the step's tokens [row_starts[r], row_starts[r + 1]), at positions context_before[r]
 // and on; its position p lies in block block_tables[r * table_width + p / block_size].

@@ -18,7 +18,8 @@ inline constexpr int64_t kGroupTokens = 16;
 inline constexpr int64_t kChunkGroups = kAttentionChunk / kGroupTokens;
 inline constexpr int64_t kStripsPerLine = 16 / kLanes;  // vectors in a 64-byte line
 
-// Where the 16-token groups of a chunk lie; only those of the computed span are set.
+// Where the 16-token groups of a chunk lie; only those of the computed span are set. (Of an int8 cache, first where its bytes
+// lie, then where they were expanded to: kv_int8.hpp.)
 struct ChunkTiles {
     const uint8_t* keys[kChunkGroups];    // [head_dim / 2][16][2] each
     const uint8_t* values[kChunkGroups];  // 8 lines, for each 16 dims `dims_stride` bytes apart

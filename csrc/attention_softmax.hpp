@@ -52,6 +52,11 @@ RL_INLINE void cap_scores(float* scores, Span visible, float softcap) {
     for_each_visible(visible, [&](int64_t at, bool) { store(scores + at, factor * tanh(inverse * load(scores + at))); });
 }
 
+// What the scales of an int8 cache's keys (kv_int8.hpp) have left undone.
+RL_INLINE void scale_scores(float* scores, Span visible, const float* scales) {
+    for_each_visible(visible, [&](int64_t at, bool) { store(scores + at, load(scores + at) * load(scales + at)); });
+}
+
 // Of a row's chunk: the largest visible score, and the sum of 2^(score - maximum); {0, 0} if nothing is visible.
 struct ChunkSoftmax {
     float maximum;
@@ -73,17 +78,23 @@ RL_INLINE void clear_probabilities(uint16_t* probabilities, int64_t begin, int64
 }
 
 // The scores of one row become 2^(score - maximum), as bf16 in the first half of the same memory (a vector is read before its place
-// is written), and zero in `computed` outside of `visible`. `computed` is a multiple of 16 at both ends. Returns the sum.
-RL_INLINE float exponentiate_in_place(float* scores, float maximum, Span computed, Span visible) {
+// is written), and zero in `computed` outside of `visible`. `computed` is a multiple of 16 at both ends. What is stored goes
+// through `weigh(at, p)`; the sum that is returned does not.
+template <class Weigh>
+RL_INLINE float exponentiate_in_place(float* scores, float maximum, Span computed, Span visible, Weigh weigh) {
     uint16_t* probabilities = reinterpret_cast<uint16_t*>(scores);
     clear_probabilities(probabilities, computed.begin, visible.begin / kLanes * kLanes);
     Vec sum = zero();
     const Vec shift = splat(maximum);
     for_each_visible(visible, [&](int64_t at, bool is_edge) {
         Vec p = exp2_within(max(splat(-126.0f), load(scores + at) - shift));
-        if (is_edge) p = select(lanes_within(at, visible), p, zero());
+        Vec weighed = weigh(at, p);
+        if (is_edge) {
+            p = select(lanes_within(at, visible), p, zero());
+            weighed = select(lanes_within(at, visible), weighed, zero());
+        }
         sum += p;
-        store_bf16(probabilities + at, p);
+        store_bf16(probabilities + at, weighed);
     });
     clear_probabilities(probabilities, (visible.end + kLanes - 1) / kLanes * kLanes, computed.end);
     return reduce_add(sum);

@@ -29,14 +29,14 @@ const KernelTable& table_for(const ThreadPool& pool, const std::string& tier) {
     return table;
 }
 
-KvLayer layer_of(const Pages& pages, int64_t slot, int64_t num_kv_heads, int64_t head_dim, int64_t block_size) {
-    if (head_dim < 16 || head_dim % 16 != 0 || head_dim > 1024) refuse("head_dim: must be a multiple of 16 up to 1024");
+KvLayer layer_of(const Pages& pages, int64_t slot, int64_t num_kv_heads, int64_t head_dim, int64_t block_size, bool int8) {
+    if (head_dim < 16 || head_dim % 16 != 0 || head_dim > kMaxHeadDim) refuse("head_dim: must be a multiple of 16 up to 1024");
     if (block_size < 16 || block_size % 16 != 0 || block_size > 1024) refuse("block_size: must be a multiple of 16 up to 1024");
     if (num_kv_heads < 1 || num_kv_heads > 1024) refuse("num_kv_heads: must be within 1..1024");
     const int64_t page_bytes = static_cast<int64_t>(pages.shape(1));
-    if (slot < 0 || slot >= page_bytes || (slot + 1) * num_kv_heads * head_dim * block_size * 4 > page_bytes)
+    if (slot < 0 || slot >= page_bytes || (slot + 1) * num_kv_heads * kv_head_bytes(head_dim, block_size, int8) > page_bytes)
         refuse("slot: beyond the page");
-    return {pages.data(), page_bytes, slot, num_kv_heads, head_dim, block_size};
+    return {pages.data(), page_bytes, slot, num_kv_heads, head_dim, block_size, int8};
 }
 
 // Blocks that no token of the step sees (before its window; window 0: none) may have any number.
@@ -62,8 +62,8 @@ StepRows rows_of(const Pages& pages, int64_t block_size, const Ints& row_starts,
 
 void kv_write(ThreadPool& pool, const Pages& pages, int64_t slot, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
               const Ints& row_starts, const Ints& context_before, const Tables& tables, const Rows& keys, const Rows& values,
-              const std::string& tier) {
-    const KvLayer layer = layer_of(pages, slot, num_kv_heads, head_dim, block_size);
+              bool int8, const std::string& tier) {
+    const KvLayer layer = layer_of(pages, slot, num_kv_heads, head_dim, block_size, int8);
     const int64_t num_tokens = static_cast<int64_t>(keys.shape(0)), width = num_kv_heads * head_dim;
     if (static_cast<int64_t>(keys.shape(1)) != width || values.shape(0) != keys.shape(0) || values.shape(1) != keys.shape(1))
         refuse("keys, values: must be [tokens, num_kv_heads * head_dim]");
@@ -76,8 +76,8 @@ void kv_write(ThreadPool& pool, const Pages& pages, int64_t slot, int64_t num_kv
 
 void attention(ThreadPool& pool, const Pages& pages, int64_t slot, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
                const Ints& row_starts, const Ints& context_before, const Tables& tables, const Rows& q, const MutableRows& y,
-               float scale, int64_t window, float softcap, int64_t workspace_floats, const std::string& tier) {
-    const KvLayer layer = layer_of(pages, slot, num_kv_heads, head_dim, block_size);
+               float scale, int64_t window, float softcap, int64_t workspace_floats, bool int8, const std::string& tier) {
+    const KvLayer layer = layer_of(pages, slot, num_kv_heads, head_dim, block_size, int8);
     const int64_t num_tokens = static_cast<int64_t>(q.shape(0)), width = static_cast<int64_t>(q.shape(1));
     if (width == 0 || width % (num_kv_heads * head_dim) != 0) refuse("q: rows must be a multiple of num_kv_heads * head_dim");
     if (y.shape(0) != q.shape(0) || y.shape(1) != q.shape(1)) refuse("y: not of q's shape");
@@ -97,11 +97,12 @@ void attention(ThreadPool& pool, const Pages& pages, int64_t slot, int64_t num_k
 void bind_attention(nb::module_& module) {
     module.def("kv_write", &kv_write, nb::arg("pool"), nb::arg("pages"), nb::arg("slot"), nb::arg("num_kv_heads"), nb::arg("head_dim"),
                nb::arg("block_size"), nb::arg("row_starts"), nb::arg("context_before"), nb::arg("block_tables"), nb::arg("keys"),
-               nb::arg("values"), nb::arg("tier") = "",
+               nb::arg("values"), nb::arg("int8") = false, nb::arg("tier") = "",
                "Writes [tokens, num_kv_heads * head_dim] keys and values of a ragged step into pages [num_blocks, page_bytes] uint8.");
     module.def("attention", &attention, nb::arg("pool"), nb::arg("pages"), nb::arg("slot"), nb::arg("num_kv_heads"), nb::arg("head_dim"),
                nb::arg("block_size"), nb::arg("row_starts"), nb::arg("context_before"), nb::arg("block_tables"), nb::arg("q"), nb::arg("y"),
-               nb::arg("scale"), nb::arg("window") = 0, nb::arg("softcap") = 0.0f, nb::arg("workspace_floats") = 0, nb::arg("tier") = "",
+               nb::arg("scale"), nb::arg("window") = 0, nb::arg("softcap") = 0.0f, nb::arg("workspace_floats") = 0, nb::arg("int8") = false,
+               nb::arg("tier") = "",
                "y = causal attention of q [tokens, num_heads * head_dim] over the pages; window 0: none, softcap 0: none.");
 }
 

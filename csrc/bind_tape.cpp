@@ -232,13 +232,14 @@ void make_constant(Constant* self, const Floats& values) {
     new (self) Constant{std::move(buffer), static_cast<int64_t>(values.size())};
 }
 
-void make_pool(KvPool* self, int64_t num_blocks, int64_t layers_per_page, int64_t num_kv_heads, int64_t head_dim, int64_t block_size) {
+void make_pool(KvPool* self, int64_t num_blocks, int64_t layers_per_page, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
+               bool int8) {
     require(num_blocks >= 1 && num_blocks <= (1 << 28), "num_blocks: out of range");
     require(layers_per_page >= 1 && layers_per_page <= 4096, "layers_per_page: out of range");
     require(num_kv_heads >= 1 && num_kv_heads <= 1024, "num_kv_heads: out of range");
-    require(head_dim >= 16 && head_dim <= 1024 && head_dim % 16 == 0, "head_dim: must be a multiple of 16 up to 1024");
+    require(head_dim >= 16 && head_dim <= kMaxHeadDim && head_dim % 16 == 0, "head_dim: must be a multiple of 16 up to 1024");
     require(block_size >= 16 && block_size <= 1024 && block_size % 16 == 0, "block_size: must be a multiple of 16 up to 1024");
-    KvPool pool = {Buffer(), num_blocks, layers_per_page, num_kv_heads, head_dim, block_size};
+    KvPool pool = {Buffer(), num_blocks, layers_per_page, num_kv_heads, head_dim, block_size, int8};
     require(pool.page_bytes() <= (int64_t{1} << 50) / num_blocks, "num_blocks: the pool would exceed 2^50 bytes");
     pool.pages = Buffer(static_cast<size_t>(num_blocks * pool.page_bytes()));
     new (self) KvPool(std::move(pool));
@@ -249,9 +250,9 @@ void make_pool(KvPool* self, int64_t num_blocks, int64_t layers_per_page, int64_
 void bind_tape(nb::module_& module) {
     nb::class_<Constant>(module, "Constant", "Float32 values kept by the module.").def("__init__", &make_constant, nb::arg("values"));
 
-    nb::class_<KvPool>(module, "KvPool", "The pages of the KV cache, bf16, zeroed.")
+    nb::class_<KvPool>(module, "KvPool", "The pages of the KV cache, bf16 or int8 with scales, zeroed.")
         .def("__init__", &make_pool, nb::arg("num_blocks"), nb::arg("layers_per_page"), nb::arg("num_kv_heads"), nb::arg("head_dim"),
-             nb::arg("block_size"))
+             nb::arg("block_size"), nb::arg("int8") = false)
         .def_prop_ro("num_bytes", [](const KvPool& pool) { return pool.num_blocks * pool.page_bytes(); });
 
     using T = CheckedTape;

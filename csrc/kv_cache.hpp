@@ -1,10 +1,10 @@
-// The paged KV cache: where keys and values live, and how a step's tokens get there.
+// The paged KV cache: where keys and values live, and how they get there.
 //
 // The pool is one array of pages of equal bytes. A page is one block of `block_size` tokens (a multiple of 16) for every
 // layer of its group; `slot` counts those layers:
 //
 //   pool   [num_blocks] pages
-//   page   [layers_per_page][num_kv_heads] (K part | V part), bf16
+//   page   [layers_per_page][num_kv_heads] (K part | V part), bf16; as int8 (kv_int8.hpp): (K part | V part | K scales | V scales)
 //   K part [block_size / 16][head_dim / 2][16 tokens][2 dims]
 //   V part [head_dim / 16][block_size / 2][16 dims][2 tokens]
 //
@@ -19,18 +19,27 @@
 
 #include "attention_args.hpp"
 #include "simd.hpp"
-#include "thread_pool.hpp"
 
 namespace ridgeline::RL_TIER {
 
-RL_INLINE int64_t kv_part_bytes(const KvLayer& layer) { return layer.block_size * layer.head_dim * 2; }
+RL_INLINE int64_t kv_part_bytes(const KvLayer& layer) { return layer.block_size * layer.head_dim * (layer.is_int8 ? 1 : 2); }
 
 RL_INLINE uint8_t* key_part(const KvLayer& layer, int64_t block, int64_t head) {
-    return layer.pool + block * layer.page_bytes + (layer.slot * layer.num_kv_heads + head) * 2 * kv_part_bytes(layer);
+    return layer.pool + block * layer.page_bytes +
+           (layer.slot * layer.num_kv_heads + head) * kv_head_bytes(layer.head_dim, layer.block_size, layer.is_int8);
 }
 
 RL_INLINE uint8_t* value_part(const KvLayer& layer, int64_t block, int64_t head) {
     return key_part(layer, block, head) + kv_part_bytes(layer);
+}
+
+// Of int8 pages, [block_size] each.
+RL_INLINE float* key_scales(const KvLayer& layer, int64_t block, int64_t head) {
+    return reinterpret_cast<float*>(key_part(layer, block, head) + 2 * kv_part_bytes(layer));
+}
+
+RL_INLINE float* value_scales(const KvLayer& layer, int64_t block, int64_t head) {
+    return key_scales(layer, block, head) + layer.block_size;
 }
 
 RL_INLINE int64_t block_of(const StepRows& rows, int64_t request, int64_t block_index) {
@@ -68,33 +77,6 @@ static void clear_value_tail(const KvLayer& layer, int64_t block, int64_t head, 
             pairs += 64;
         }
         std::memset(pairs, 0, static_cast<size_t>(whole_pairs * 64));
-    }
-}
-
-// All kv heads of token `token` of the step, which belongs to `request`. Any thread may write any token, in any order.
-// The request's last token of the step also clears the rest of a block that it began.
-static void write_kv_token(const KvWriteArgs& args, int64_t request, int64_t token) {
-    const KvLayer& layer = args.layer;
-    const int64_t first = args.rows.context_before[request];
-    const int64_t position = first + token - args.rows.row_starts[request];
-    const int64_t offset = position % layer.block_size;
-    const int64_t block = block_of(args.rows, request, position / layer.block_size);
-    const bool is_last = token + 1 == args.rows.row_starts[request + 1];
-    const bool block_is_fresh = position - offset >= first;
-    for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
-        write_key(layer, block, head, offset, args.keys + token * args.key_stride + head * layer.head_dim);
-        write_value(layer, block, head, offset, args.values + token * args.value_stride + head * layer.head_dim);
-        if (is_last && block_is_fresh) clear_value_tail(layer, block, head, offset + 1);
-    }
-}
-
-static void kv_write(const KvWriteArgs& args, Team& team) {
-    const StepRows& rows = args.rows;
-    const Range tokens = team.share(rows.row_starts[rows.num_requests]);
-    int64_t request = 0;
-    for (int64_t token = tokens.begin; token < tokens.end; ++token) {
-        while (token >= rows.row_starts[request + 1]) ++request;
-        write_kv_token(args, request, token);
     }
 }
 

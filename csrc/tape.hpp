@@ -23,9 +23,10 @@ namespace ridgeline {
 struct KvPool {
     Buffer pages;
     int64_t num_blocks, layers_per_page, num_kv_heads, head_dim, block_size;
+    bool is_int8;
 
-    int64_t page_bytes() const { return layers_per_page * num_kv_heads * head_dim * block_size * 4; }
-    KvLayer layer(int64_t slot) const { return {pages.data(), page_bytes(), slot, num_kv_heads, head_dim, block_size}; }
+    int64_t page_bytes() const { return layers_per_page * num_kv_heads * kv_head_bytes(head_dim, block_size, is_int8); }
+    KvLayer layer(int64_t slot) const { return {pages.data(), page_bytes(), slot, num_kv_heads, head_dim, block_size, is_int8}; }
 };
 
 // Float32 values that ops read: a norm's weights, a table of angles.

@@ -8,7 +8,7 @@
 #include "elementwise.hpp"
 #include "embed.hpp"
 #include "ggml_blocks.hpp"
-#include "kv_cache.hpp"
+#include "kv_write.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
 #include "norm.hpp"

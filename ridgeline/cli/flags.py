@@ -65,7 +65,9 @@ class EngineFlags:
     weights: Annotated[
         str | None, typer.Option(help="Weights in memory: auto, stored, bf16, int8, int4 or float32.")
     ] = None
-    kv_dtype: Annotated[str | None, typer.Option(help="Number type of the KV cache.")] = None
+    kv_dtype: Annotated[str | None, typer.Option(help="KV cache in memory: auto, bf16, int8 or float32.")] = (
+        None
+    )
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest prompt plus output, in tokens; at most the model's context.")
     ] = None

@@ -132,9 +132,12 @@ def _slack(num_bytes: int) -> int:
 
 
 def _kv_cache(layout: KvLayout, num_blocks: int) -> LedgerEntry:
+    head = f"{layout.head_dim} x {layout.bytes_per_element} B"
+    if layout.scale_bytes:
+        head = f"({head} + {layout.scale_bytes} B scale)"
     formula = (
         f"{num_blocks} blocks x {layout.block_size} tokens x {layout.layers_per_page} layers x 2 (K, V) x "
-        f"{layout.num_kv_heads} KV heads x {layout.head_dim} x {layout.bytes_per_element} B"
+        f"{layout.num_kv_heads} KV heads x {head}"
     )
     return LedgerEntry("kv_cache", num_blocks * layout.page_bytes, formula)
 

@@ -9,13 +9,13 @@ from ridgeline.engine.errors import ConfigError
 
 Backend = Literal["auto", "native", "reference"]
 WeightPrecision = Literal["auto", "stored", "bf16", "int8", "int4", "float32"]
-KvDtype = Literal["auto", "bf16", "float32"]
+KvDtype = Literal["auto", "bf16", "int8", "float32"]
 PolicyName = Literal["fcfs", "priority"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", "native", "reference"),
     "weights": ("auto", "stored", "bf16", "int8", "int4", "float32"),
-    "kv_dtype": ("auto", "bf16", "float32"),
+    "kv_dtype": ("auto", "bf16", "int8", "float32"),
     "policy": ("fcfs", "priority"),
 }
 RANGES: dict[str, tuple[int, int]] = {

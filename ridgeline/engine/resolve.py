@@ -32,7 +32,13 @@ NATIVE_HEAD_MULTIPLE = 16
 MAX_NUM_BLOCKS = 1 << 20
 MIN_MODEL_LEN = 2
 """A token of prompt and one generated."""
-_KV_BYTES = {"bf16": 2, "float32": 4}
+_KV_BYTES = {"int8": 1, "bf16": 2, "float32": 4}
+_KV_SCALE_BYTES = {"int8": 4}
+"""Beside the numbers of a token and head, K and V each."""
+_INT8_KV_COST = (
+    "as asked: about half of bf16's bytes, a scale for each token and head; not lossless: "
+    "logits move about three times as far from float32's as with bf16, so that greedy text may part from it"
+)
 _NATIVE_WEIGHTS = ("stored", "bf16", "int8", "int4")
 
 
@@ -49,7 +55,7 @@ class EngineConfig:
     isa_tier: str
     weights: Weights
     head_weights: Weights
-    kv_dtype: Literal["bf16", "float32"]
+    kv_dtype: Literal["bf16", "int8", "float32"]
     max_model_len: int
     block_size: int
     num_blocks: int
@@ -70,7 +76,7 @@ class EngineConfig:
 
     def kv_layout(self, spec: ModelSpec) -> KvLayout:
         """The cache's layout for this configuration."""
-        return kv_layout(spec, self.block_size, self.kv_bytes_per_element)
+        return _layout(spec, self.block_size, self.kv_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +165,14 @@ class _Resolving:
         """backend, weights, kv_dtype, num_threads."""
         backend = self._backend(native)
         self._weights(backend)
-        if backend == "native":
-            if self.options.kv_dtype == "float32":
-                raise ConfigError(
-                    "kv_dtype",
-                    "the native backend caches keys and values as bf16; float32 needs --backend reference",
-                )
+        if backend == "native" and self.options.kv_dtype == "float32":
+            raise ConfigError(
+                "kv_dtype",
+                "the native backend caches keys and values as bf16 or int8; float32 needs the reference",
+            )
+        if self.options.kv_dtype == "int8":
+            self.settle("kv_dtype", "int8", _INT8_KV_COST, asked=True)
+        elif backend == "native":
             self.choose(
                 "kv_dtype",
                 "bf16",
@@ -289,7 +297,7 @@ class _Resolving:
     def cache(self) -> None:
         """block_size, max_model_len, num_blocks and kv_memory_bytes."""
         self._block_size()
-        layout = kv_layout(self.spec, self.number("block_size"), _KV_BYTES[str(self.values["kv_dtype"])])
+        layout = _layout(self.spec, self.number("block_size"), str(self.values["kv_dtype"]))
         if self.options.num_blocks is not None and self.options.kv_memory_bytes is not None:
             raise ConfigError("num_blocks", "and kv_memory_bytes both size the KV cache; give one of them")
         asked_len = self.options.max_model_len
@@ -367,6 +375,10 @@ class _Resolving:
         self.settle(
             "max_model_len", longest, f"what {num_blocks} KV blocks hold of the model's {wanted} tokens"
         )
+
+
+def _layout(spec: ModelSpec, block_size: int, kv_dtype: str) -> KvLayout:
+    return kv_layout(spec, block_size, _KV_BYTES[kv_dtype], _KV_SCALE_BYTES.get(kv_dtype, 0))
 
 
 def _longest(layout: KvLayout, num_blocks: int, limit: int) -> int:

@@ -4,6 +4,8 @@ A page (a block of the pool) holds `block_size` tokens of `layers_per_page` laye
 
     page = [layers_per_page][K, V][block_size][num_kv_heads][head_dim]      (order is the backend's choice)
 
+and, where numbers are bytes, a scale for each [layers_per_page][K, V][block_size][num_kv_heads].
+
 A model whose layers all see the same positions is one group with all its layers. A model that
 mixes full and windowed layers is cut into groups of `layers_per_page` layers of one kind, so that a
 window's blocks can be freed while the full layers keep theirs and every group draws equal pages
@@ -33,7 +35,10 @@ class KvGroup:
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """The cache of one model. Sizes are counts, `bytes_per_element` is of one K or V number."""
+    """The cache of one model. Sizes are counts, `bytes_per_element` is of one K or V number.
+
+    `scale_bytes` is what a token's K or V of one head takes beside its numbers.
+    """
 
     groups: tuple[KvGroup, ...]
     layers_per_page: int
@@ -41,11 +46,12 @@ class KvLayout:
     head_dim: int
     bytes_per_element: int
     block_size: int
+    scale_bytes: int = 0
 
     @property
     def layer_bytes_per_token(self) -> int:
         """K and V of one token in one layer."""
-        return 2 * self.num_kv_heads * self.head_dim * self.bytes_per_element
+        return 2 * self.num_kv_heads * (self.head_dim * self.bytes_per_element + self.scale_bytes)
 
     @property
     def page_bytes(self) -> int:
@@ -96,7 +102,7 @@ class KvLayout:
         return min(everything, -(-held // self.block_size) + 1)
 
 
-def kv_layout(spec: ModelSpec, block_size: int, bytes_per_element: int) -> KvLayout:
+def kv_layout(spec: ModelSpec, block_size: int, bytes_per_element: int, scale_bytes: int = 0) -> KvLayout:
     """The KV layout of `spec` with blocks of `block_size` tokens.
 
     Raises ValueError when `block_size` or `bytes_per_element` is not positive.
@@ -116,5 +122,11 @@ def kv_layout(spec: ModelSpec, block_size: int, bytes_per_element: int) -> KvLay
             members = tuple(layers[start : start + layers_per_page])
             groups.append(KvGroup("full" if window is None else "window", members, window))
     return KvLayout(
-        tuple(groups), layers_per_page, spec.num_kv_heads, spec.head_dim, bytes_per_element, block_size
+        tuple(groups),
+        layers_per_page,
+        spec.num_kv_heads,
+        spec.head_dim,
+        bytes_per_element,
+        block_size,
+        scale_bytes,
     )

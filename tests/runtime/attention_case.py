@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ridgeline.runtime.reference.kv import stored_as
+
 Row = tuple[int, int, int]
 """(request, start, count)"""
 
@@ -37,6 +39,7 @@ class Sequences:
     num_slots: int = 2
     slot: int = 1
     seed: int = 0
+    int8: bool = False
     q: list[np.ndarray] = field(init=False)
     k: list[np.ndarray] = field(init=False)
     v: list[np.ndarray] = field(init=False)
@@ -55,14 +58,16 @@ class Sequences:
         self.tables = np.full((count, max(self.blocks)), -1, np.int32)
         for r, blocks in enumerate(self.blocks):
             self.tables[r, :blocks], order = order[:blocks], order[blocks:]
-        page_bytes = self.num_slots * self.num_kv_heads * self.head_dim * self.block_size * 4
+        head_bytes = 2 * (self.head_dim + 4) if self.int8 else 4 * self.head_dim
+        page_bytes = self.num_slots * self.num_kv_heads * self.block_size * head_bytes
         # Stale NaNs everywhere: a block comes back to the pool as its last owner left it.
         self.pages = np.full((num_blocks, page_bytes), 0xFF, np.uint8)
 
     def expected(self, request: int) -> np.ndarray:
-        """Dense causal attention in float64 over keys and values rounded to bf16: `[tokens, heads * dim]`."""
+        """Dense causal attention in float64 over keys and values as stored: `[tokens, heads * dim]`."""
         group = self.num_heads // self.num_kv_heads
-        k, v = (np.repeat(round_to_bf16(x[request]).astype(float), group, axis=1) for x in (self.k, self.v))
+        stored = stored_as("int8" if self.int8 else "bf16", self.k[request], self.v[request])
+        k, v = (np.repeat(x.astype(float), group, axis=1) for x in stored)
         scores = np.einsum("qhd,khd->hqk", self.q[request].astype(np.float64), k) * self.scale
         if self.softcap:
             scores = self.softcap * np.tanh(scores / self.softcap)
@@ -84,11 +89,12 @@ class Sequences:
         tables = np.ascontiguousarray(self.tables[[r for r, _, _ in spans]])
         self._forget_before_windows(tables, before)
         shape = (self.slot, self.num_kv_heads, self.head_dim, self.block_size, row_starts, before, tables)
-        self.native.kv_write(pool, self.pages, *shape, k, v, tier=self.tier)
+        self.native.kv_write(pool, self.pages, *shape, k, v, int8=self.int8, tier=self.tier)
         y = np.full_like(q, np.nan)
         self.native.attention(
             *(pool, self.pages, *shape, q, y),
             *(self.scale, self.window, self.softcap, workspace_floats),
+            int8=self.int8,
             tier=self.tier,
         )
         return [y[a:b] for a, b in pairwise(row_starts)]

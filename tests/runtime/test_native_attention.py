@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ridgeline.runtime.reference.kv import rotated, stored_as
 from tests.runtime.attention_case import Sequences, round_to_bf16
 
 native = pytest.importorskip("ridgeline.runtime.native._native")
@@ -24,6 +25,11 @@ def pool(tier: str):
     return native.ThreadPool(2, tier)
 
 
+@pytest.fixture(params=[False, True], ids=["bf16", "int8"])
+def int8(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
 def check(sequences: Sequences, results: list[np.ndarray]) -> None:
     for request, y in enumerate(results):
         error = np.abs(y - sequences.expected(request))
@@ -37,26 +43,28 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("block_size", [16, 32])
-def test_whole_prompts(tier, pool, heads, block_size):
-    sequences = Sequences(native, tier, [1, 45, 270 if heads[0] < 40 else 50], *heads, block_size=block_size)
+def test_whole_prompts(tier, pool, int8, heads, block_size):
+    sequences = Sequences(
+        native, tier, [1, 45, 270 if heads[0] < 40 else 50], *heads, block_size=block_size, int8=int8
+    )
     check(sequences, sequences.run(pool, chunk=1000, together=True))
 
 
 @pytest.mark.parametrize("block_size", [48, 64, 256])
-def test_other_block_sizes(tier, pool, block_size):
-    sequences = Sequences(native, tier, [300, 45], block_size=block_size)
+def test_other_block_sizes(tier, pool, int8, block_size):
+    sequences = Sequences(native, tier, [300, 45], block_size=block_size, int8=int8)
     check(sequences, sequences.run(pool, chunk=101, together=True))
 
 
 @pytest.mark.parametrize("window", [1, 7, 32, 100, 256, 5000])
 @pytest.mark.parametrize("chunk", [37, 1000])
-def test_windows(tier, pool, window, chunk):
-    sequences = Sequences(native, tier, [600, 83], window=window)
+def test_windows(tier, pool, int8, window, chunk):
+    sequences = Sequences(native, tier, [600, 83], window=window, int8=int8)
     check(sequences, sequences.run(pool, chunk, together=True))
 
 
-def test_softcap(tier, pool):
-    sequences = Sequences(native, tier, [70, 300], softcap=1.5)
+def test_softcap(tier, pool, int8):
+    sequences = Sequences(native, tier, [70, 300], softcap=1.5, int8=int8)
     check(sequences, sequences.run(pool, 64, together=True))
 
 
@@ -65,9 +73,9 @@ def test_softcap(tier, pool):
     [((6, 2, 64), 0, 32), ((6, 2, 64), 100, 16), ((4, 1, 96), 100, 32), ((8, 1, 128), 0, 16)],
     ids=str,
 )
-def test_bits_do_not_depend_on_chunks_batch_or_threads(tier, pool, heads, window, block_size):
+def test_bits_do_not_depend_on_chunks_batch_or_threads(tier, pool, int8, heads, window, block_size):
     lengths = [530, 1, 17, 256, 33, 300, 100]
-    sequences = Sequences(native, tier, lengths, *heads, window=window, block_size=block_size)
+    sequences = Sequences(native, tier, lengths, *heads, window=window, block_size=block_size, int8=int8)
     alone = native.ThreadPool(1, tier)
     whole = sequences.run(alone, chunk=1000, together=False)
     check(sequences, whole)
@@ -78,18 +86,18 @@ def test_bits_do_not_depend_on_chunks_batch_or_threads(tier, pool, heads, window
     assert same(whole, sequences.run(pool, chunk=19, together=False, workspace_floats=1 << 22))
 
 
-def test_prefill_beside_decode(tier, pool):
-    sequences = Sequences(native, tier, [700, 320, 90])
+def test_prefill_beside_decode(tier, pool, int8):
+    sequences = Sequences(native, tier, [700, 320, 90], int8=int8)
     whole = sequences.run(pool, chunk=1000, together=True)
-    fresh = Sequences(native, tier, [700, 320, 90])
+    fresh = Sequences(native, tier, [700, 320, 90], int8=int8)
     fresh.step(pool, [(0, 0, 699), (2, 0, 50)])
     decoded, prompt, chunk = fresh.step(pool, [(0, 699, 1), (1, 0, 320), (2, 50, 31)])
     assert same([decoded, prompt, chunk], [whole[0][699:], whole[1], whole[2][50:81]])
 
 
 @pytest.mark.parametrize("window", [0, 300])
-def test_long_contexts_are_cut_among_threads_with_the_same_bits(tier, window):
-    sequences = Sequences(native, tier, [1400, 260], num_heads=3, num_kv_heads=1, window=window)
+def test_long_contexts_are_cut_among_threads_with_the_same_bits(tier, int8, window):
+    sequences = Sequences(native, tier, [1400, 260], num_heads=3, num_kv_heads=1, window=window, int8=int8)
     whole = sequences.run(native.ThreadPool(1, tier), chunk=2000, together=False)
     steps = [(0, 1399, 1), (1, 258, 2)]
     expected = [whole[r][start : start + count] for r, start, count in steps]
@@ -107,8 +115,8 @@ def test_a_request_without_tokens_in_the_step(tier, pool):
     assert same([first, second], [whole[0][39:], whole[1][49:]])
 
 
-def test_a_nan_stays_in_its_request(tier, pool):
-    sequences = Sequences(native, tier, [64, 64])
+def test_a_nan_stays_in_its_request(tier, pool, int8):
+    sequences = Sequences(native, tier, [64, 64], int8=int8)
     sequences.v[0][5] = np.nan
     poisoned, clean = sequences.run(pool, 100, together=True)
     assert np.isnan(poisoned[5:]).all()
@@ -116,8 +124,8 @@ def test_a_nan_stays_in_its_request(tier, pool):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 30.0])
-def test_flat_and_peaked_scores(tier, pool, scale):
-    sequences = Sequences(native, tier, [300])
+def test_flat_and_peaked_scores(tier, pool, int8, scale):
+    sequences = Sequences(native, tier, [300], int8=int8)
     sequences.scale = scale
     (y,) = sequences.run(pool, 100, together=True)
     assert np.isfinite(y).all()
@@ -138,6 +146,26 @@ def test_layout_of_the_cache(tier, pool, block_size):
             for stored, given in ((keys, sequences.k), (values, sequences.v)):
                 expected = round_to_bf16(given[0][position, head]).view(np.uint32) >> 16
                 assert np.array_equal(stored.ravel(), expected)
+    assert (sequences.pages.reshape(len(pages), 2, -1)[:, 1 - sequences.slot] == 0xFF).all()
+
+
+def test_layout_of_an_int8_cache(tier, pool):
+    size, dim = 32, 48
+    sequences = Sequences(native, tier, [2 * size + 5], head_dim=dim, block_size=size, int8=True)
+    sequences.run(pool, 21, together=True)
+    pages = sequences.pages.reshape(len(sequences.pages), 2, 2, -1)[:, sequences.slot]
+    stored = stored_as("int8", sequences.k[0], sequences.v[0])
+    for position in range(sequences.lengths[0]):
+        block, offset = sequences.tables[0, position // size], position % size
+        for head in range(2):
+            numbers, scales = np.split(pages[block, head], [2 * size * dim])
+            keys, values = numbers.view(np.int8).reshape(2, -1)
+            key_scale, value_scale = scales.view(np.float32).reshape(2, size)[:, offset]
+            keys = keys.reshape(size // 16, dim // 4, 16, 4)[offset // 16, :, offset % 16]
+            values = values.reshape(dim // 16, size // 4, 16, 4)[:, offset // 4, :, offset % 4]
+            key, value = (x[position, head] for x in stored)
+            np.testing.assert_allclose(rotated(keys.ravel() * key_scale), key, rtol=1e-4, atol=2e-6)
+            np.testing.assert_array_equal(values.ravel() * value_scale, value)
     assert (sequences.pages.reshape(len(pages), 2, -1)[:, 1 - sequences.slot] == 0xFF).all()
 
 

@@ -76,14 +76,14 @@ def ragged(layout: KvLayout, sequences: list[tuple[list[int], int, int]], width:
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", sorted(tiny.CONFIGS))
 def test_logits_are_those_of_the_reference(name, tier):
-    expected = load(name, ReferenceBackend(kv_bf16=True)).logits(TOKENS)
+    expected = load(name, ReferenceBackend(kv_dtype="bf16")).logits(TOKENS)
     assert relative_error(on_native(name, tier=tier).logits(TOKENS), expected) < TOLERANCE["float32"]
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("name", ["llama", "llama_bias", "gemma3"])
 def test_precisions(name, weights):
-    expected = load(name, ReferenceBackend(kv_bf16=True)).logits(TOKENS)
+    expected = load(name, ReferenceBackend(kv_dtype="bf16")).logits(TOKENS)
     assert relative_error(on_native(name, weights).logits(TOKENS), expected) < TOLERANCE[weights]
 
 

@@ -156,7 +156,7 @@ def test_bf16_rounds_to_nearest_even() -> None:
 def test_cached_numbers_are_rounded_where_the_cache_is_bf16() -> None:
     batch = batch_of([0], [2])
     k, v = normal(2, 2, 8), normal(2, 2, 8)
-    cache = KvCache(LAYOUT, 120, bf16=True)
+    cache = KvCache(LAYOUT, 120, dtype="bf16")
     cache.write(batch, 2, k, v)
     keys, values = cache.read(batch, 0, 2, 0, 2)
     assert np.array_equal(keys, to_bf16(k)) and np.array_equal(values, to_bf16(v))

@@ -91,14 +91,13 @@ class NativeBackend:
         return matrix
 
     def allocate_kv(self, layout: KvLayout, num_blocks: int) -> None:
-        """Raises ValueError when blocks or heads are not multiples of 16, or elements not bf16."""
-        if layout.bytes_per_element != 2:
-            raise ValueError(
-                f"kv_dtype: {layout.bytes_per_element} bytes an element; the native cache is bf16"
-            )
+        """Raises ValueError when blocks or heads are no multiples of 16, or elements not bf16 or int8."""
+        widths = (layout.bytes_per_element, layout.scale_bytes)
+        if widths not in ((2, 0), (1, 4)):
+            raise ValueError(f"kv_dtype: {widths[0]} bytes an element; the native cache is bf16 or int8")
         self._layout = layout
         sizes = (layout.layers_per_page, layout.num_kv_heads, layout.head_dim, layout.block_size)
-        self._cache = _native.KvPool(num_blocks, *sizes)
+        self._cache = _native.KvPool(num_blocks, *sizes, int8=widths[0] == 1)
 
     # ---- Running ----
 

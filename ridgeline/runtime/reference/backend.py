@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ridgeline.runtime.backend import LinearKind, Logits, Model
 from ridgeline.runtime.batch import Batch
-from ridgeline.runtime.reference.kv import KvCache
+from ridgeline.runtime.reference.kv import KvCache, KvDtype
 from ridgeline.runtime.reference.ops import ReferenceOps
 from ridgeline.runtime.reference.weight import Matrix
 
@@ -22,10 +22,10 @@ Array = npt.NDArray[np.float32]
 
 
 class ReferenceBackend:
-    """Implements `runtime.backend.Backend`. `kv_bf16`: keys and values are rounded to bfloat16."""
+    """Implements `runtime.backend.Backend`. `kv_dtype`: what keys and values are rounded to."""
 
-    def __init__(self, *, kv_bf16: bool = False) -> None:
-        self._kv_bf16 = kv_bf16
+    def __init__(self, *, kv_dtype: KvDtype = "float32") -> None:
+        self._kv_dtype = kv_dtype
         self._cache: KvCache | None = None
 
     def linear(
@@ -44,7 +44,7 @@ class ReferenceBackend:
         return source.float32() + np.float32(offset)
 
     def allocate_kv(self, layout: KvLayout, num_blocks: int) -> None:
-        self._cache = KvCache(layout, num_blocks, bf16=self._kv_bf16)
+        self._cache = KvCache(layout, num_blocks, dtype=self._kv_dtype)
 
     def run(self, model: Model, batch: Batch) -> Logits:
         if self._cache is None:

@@ -27,7 +27,7 @@ def load(
     `progress(bytes read, bytes in all)` is called after each tensor.
     Raises CheckpointMismatch when the checkpoint is not that of `spec`.
     """
-    backend = ReferenceBackend(kv_bf16=config.kv_dtype == "bf16")
+    backend = ReferenceBackend(kv_dtype=config.kv_dtype)
     model = load_model(spec, open_tensors(source, spec), backend, progress)
     layout = config.kv_layout(spec)
     backend.allocate_kv(layout, config.num_blocks)

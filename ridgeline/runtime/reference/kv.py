@@ -6,7 +6,7 @@ a layer lives at a slot of every page of its group's blocks
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from ridgeline.facts.kv_layout import KvLayout
 
 Array = npt.NDArray[np.float32]
+KvDtype = Literal["float32", "bf16", "int8"]
 
 
 class KvCache:
     """Keys and values by position, found through the batch's block tables.
 
-    `bf16`: what is written is rounded to bfloat16 first (the pool stays float32).
+    What is written is rounded to what `dtype` holds (`stored_as`); the pool itself stays float32.
     """
 
-    def __init__(self, layout: KvLayout, num_blocks: int, *, bf16: bool = False) -> None:
+    def __init__(self, layout: KvLayout, num_blocks: int, *, dtype: KvDtype = "float32") -> None:
         self.block_size = layout.block_size
-        self.bf16 = bf16
+        self.dtype: KvDtype = dtype
         self.pool = np.zeros(
             (num_blocks, layout.layers_per_page, 2, layout.block_size, layout.num_kv_heads, layout.head_dim),
             np.float32,
@@ -40,9 +41,9 @@ class KvCache:
         row_of_token = np.repeat(np.arange(batch.num_rows), np.diff(batch.row_starts))
         blocks = batch.block_tables[group][row_of_token, batch.positions // self.block_size]
         offsets = batch.positions % self.block_size
-        rounded = to_bf16 if self.bf16 else np.asarray
-        self.pool[blocks, slot, 0, offsets] = rounded(keys)
-        self.pool[blocks, slot, 1, offsets] = rounded(values)
+        self.pool[blocks, slot, 0, offsets], self.pool[blocks, slot, 1, offsets] = stored_as(
+            self.dtype, keys, values
+        )
 
     def read(self, batch: Batch, row: int, layer: int, start: int, count: int) -> tuple[Array, Array]:
         """Keys and values of positions `start .. start + count - 1` of a row, `[count, kv_heads, head_dim]`.
@@ -58,6 +59,44 @@ class KvCache:
         both = self.pool[blocks, slot, :, positions % self.block_size]
         both[(blocks < 0) | (positions >= end)] = 0
         return both[:, 0], both[:, 1]
+
+
+def stored_as(dtype: KvDtype, keys: Array, values: Array) -> tuple[Array, Array]:
+    """Keys and values `[n, kv_heads, head_dim]` as a cache of `dtype` gives them back.
+
+    int8: n * scale with n in -127..127 and a scale for each token and head. Keys are rotated by a
+    Walsh-Hadamard matrix before it and back after it, which spreads their few large features over all
+    (QuaRot: Ashkboos et al. 2024).
+    """
+    if dtype == "bf16":
+        return to_bf16(keys), to_bf16(values)
+    if dtype == "int8":
+        return rotated(to_int8(rotated(keys))), to_int8(values)
+    return keys, values
+
+
+def to_int8(x: Array) -> Array:
+    """Round to 127 steps on each side of zero, the largest of the last axis being the last step."""
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    inverse = np.float32(127) / np.where(largest > 0, largest, np.float32(np.inf))
+    rounded: Array = np.rint(x * inverse) * (largest / np.float32(127))
+    return rounded
+
+
+def rotated(x: Array) -> Array:
+    """The last axis times an orthogonal Walsh-Hadamard matrix, its own inverse.
+
+    Of a length that is no power of two, runs of the largest one that divides it are rotated.
+    """
+    length = x.shape[-1] & -x.shape[-1]
+    runs = np.ascontiguousarray(x, np.float32).reshape(-1, length)
+    step = 1
+    while step < length:
+        pairs = runs.reshape(-1, length // (2 * step), 2, step)
+        runs = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        step *= 2
+    scaled: Array = runs.reshape(x.shape) * np.float32(length**-0.5)
+    return scaled
 
 
 def to_bf16(x: Array) -> Array:
