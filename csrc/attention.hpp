@@ -242,19 +242,24 @@ static void store_rows(const AttentionArgs& args, const TilePlan& plan, const Qu
     }
 }
 
-static void attend_tile(const AttentionArgs& args, const TilePlan& plan, const QueryTile& tile, const TileBuffers& buffers) {
+// `tiles` is the tile's first chunk, and becomes the first one of `after`, the tile that this thread attends next (null: none).
+static void attend_tile(const AttentionArgs& args, const TilePlan& plan, const QueryTile& tile, const QueryTile* after,
+                        ChunkTiles& tiles, const TileBuffers& buffers) {
     const int64_t num_rows = tile.num_tokens * plan.heads_per_tile;
     const int64_t head_dim = args.layer.head_dim;
     const ChunkRange chunks = chunks_of(args, tile);
-    ChunkTiles tiles[2];
     load_queries(args, plan, tile, buffers.queries);
     start_rows(num_rows, head_dim, buffers);
-    find_chunk(args, tile, chunks.first, tiles[chunks.first % 2]);
     for (int64_t chunk = chunks.first; chunk < chunks.end; ++chunk) {
-        const bool more = chunk + 1 < chunks.end;
-        if (more) find_chunk(args, tile, chunk + 1, tiles[(chunk + 1) % 2]);
-        attend_chunk(args, plan, tile, chunk, tiles[chunk % 2], more ? &tiles[(chunk + 1) % 2] : nullptr, buffers);
+        ChunkTiles next = {};
+        const bool is_last = chunk + 1 == chunks.end;
+        if (!is_last)
+            find_chunk(args, tile, chunk + 1, next);
+        else if (after != nullptr)
+            find_chunk(args, *after, chunks_of(args, *after).first, next);
+        attend_chunk(args, plan, tile, chunk, tiles, is_last && after == nullptr ? nullptr : &next, buffers);
         merge_rows(num_rows, head_dim, buffers);
+        tiles = next;
     }
     store_rows(args, plan, tile, buffers);
 }
@@ -270,8 +275,18 @@ static void attend_by_tiles(const AttentionArgs& args, const TilePlan& plan, Tea
     }
     const TileBuffers buffers = tile_buffers(team, args.layer);
     TileCursor cursor;
-    for (int64_t item = team.next_item(); item < plan.num_items; item = team.next_item())
-        attend_tile(args, plan, find_tile(args, plan, cursor, item), buffers);
+    int64_t item = team.next_item();
+    if (item >= plan.num_items) return;
+    QueryTile tile = find_tile(args, plan, cursor, item);
+    ChunkTiles tiles = {};
+    find_chunk(args, tile, chunks_of(args, tile).first, tiles);
+    while (item < plan.num_items) {
+        item = team.next_item();
+        const bool more = item < plan.num_items;
+        const QueryTile after = more ? find_tile(args, plan, cursor, item) : tile;
+        attend_tile(args, plan, tile, more ? &after : nullptr, tiles, buffers);
+        tile = after;
+    }
 }
 
 // ---- A (tile, chunk) to a thread: unit u is chunk u % chunks_per_tile (from the tile's first) of tile u / chunks_per_tile ----

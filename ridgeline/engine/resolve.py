@@ -37,7 +37,7 @@ _KV_SCALE_BYTES = {"int8": 4}
 """Beside the numbers of a token and head, K and V each."""
 _INT8_KV_COST = (
     "as asked: about half of bf16's bytes, a scale for each token and head; not lossless: "
-    "logits move about three times as far from float32's as with bf16, so that greedy text may part from it"
+    "logits move about twice as far from float32's as with bf16, and greedy text may part from it"
 )
 _NATIVE_WEIGHTS = ("stored", "bf16", "int8", "int4")
 

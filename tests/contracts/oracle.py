@@ -49,11 +49,13 @@ FEATURES = {
     "logprobs": "logprobs and prompt logprobs",
     "windowed": "sliding window",
     "kv_bf16": "bf16 KV cache",
+    "kv_int8": "int8 KV cache",
 }
 PAIRS = list(combinations(FEATURES, 2))
 SINGLES = [(feature,) for feature in FEATURES]
 IMPOSSIBLE = {
-    ("prefix", "logprobs"): "prompt logprobs need every position computed, so such a request skips the cache"
+    ("prefix", "logprobs"): "prompt logprobs need every position computed, so such a request skips the cache",
+    ("kv_bf16", "kv_int8"): "a cache has numbers of one kind",
 }
 BACKENDS = ["reference"] + (["native"] if probe_native().available else [])
 NATIVE_WEIGHTS = ["bf16", "int8", "int4"] if "native" in BACKENDS else []
@@ -105,6 +107,11 @@ def load_subject(source: ModelSource, backend: str, **options: object) -> Subjec
     config, _ = resolve(wished, spec, probe_hardware())
     executor = import_module(f"ridgeline.runtime.{backend}.executor").load(source, spec, config)
     return Subject(executor, config.kv_layout(spec), config.num_blocks, spec.vocab_size)
+
+
+def kv_dtype_of(features: tuple[str, ...]) -> str:
+    """The option that switches on what is asked of the cache's numbers."""
+    return "bf16" if "kv_bf16" in features else "int8" if "kv_int8" in features else "auto"
 
 
 def sampling_of(features: frozenset[str], index: int) -> SamplingParams:

@@ -15,6 +15,7 @@ from tests.contracts.oracle import (
     PAIRS,
     SINGLES,
     Subject,
+    kv_dtype_of,
     load_subject,
     run_case,
 )
@@ -45,8 +46,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
 @pytest.mark.parametrize("features", CASES, ids="+".join)
 def test_every_pair_equals_the_naive_generation(load: Load, backend: str, features: tuple[str, ...]) -> None:
     name = "gemma3" if "windowed" in features else "llama"
-    kv_dtype = "bf16" if "kv_bf16" in features else "auto"
-    run_case(load(name, backend, kv_dtype=kv_dtype), features)
+    run_case(load(name, backend, kv_dtype=kv_dtype_of(features)), features)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -54,10 +54,12 @@ def test_every_pair_equals_the_naive_generation(load: Load, backend: str, featur
 def test_every_architecture_with_everything_at_once(load: Load, backend: str, name: str) -> None:
     run_case(load(name, backend), (*EVERYTHING, "prefix"))
     run_case(load(name, backend), (*EVERYTHING, "logprobs"))
+    run_case(load(name, backend, kv_dtype="int8"), (*EVERYTHING, "prefix"))
 
 
 @pytest.mark.parametrize("weights", NATIVE_WEIGHTS)
 def test_the_default_model_in_every_precision(default_model: ModelSource, weights: str) -> None:
-    subject = load_subject(default_model, "native", weights=weights)
-    run_case(subject, (*EVERYTHING, "prefix"))
-    subject.executor.close()
+    for kv_dtype in ("bf16", "int8"):
+        subject = load_subject(default_model, "native", weights=weights, kv_dtype=kv_dtype)
+        run_case(subject, (*EVERYTHING, "prefix"))
+        subject.executor.close()

@@ -50,6 +50,17 @@ def test_text_has_a_line_and_a_formula_for_each_entry(ledger: MemoryLedger) -> N
     assert "of 1.0 GiB available" in lines[-1]
 
 
+def test_an_int8_cache_has_scales(default_model_path) -> None:
+    spec = model_spec_from_gguf(read_gguf_header(default_model_path), "m")
+    sizes = {"max_num_seqs": 8, "max_num_batched_tokens": 512, "max_model_len": 2_048}
+    layout = kv_layout(spec, 16, 1, scale_bytes=4)
+    entry = memory_ledger(spec, layout, num_blocks=1_000, weights="int8", head_weights="int8", **sizes).entry(
+        "kv_cache"
+    )
+    assert entry.num_bytes == 1_000 * 16 * 30 * 2 * 3 * 68
+    assert entry.formula.endswith("3 KV heads x (64 x 1 B + 4 B scale)")
+
+
 def test_json_round_trip(ledger: MemoryLedger) -> None:
     data = json.loads(json.dumps(ledger.as_dict()))
     assert data["total_bytes"] == ledger.total_bytes

@@ -77,6 +77,16 @@ def test_defaults_of_the_native_backend() -> None:
     assert config.kv_memory_bytes == config.num_blocks * config.kv_layout(SPEC).page_bytes
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_an_int8_cache_is_had_for_the_asking_and_says_what_it_costs(backend: str) -> None:
+    config, decisions = settle(backend=backend, kv_dtype="int8", num_blocks=100)
+    (decision,) = (decision for decision in decisions if decision.field == "kv_dtype")
+    assert decision.asked and "greedy text" in decision.reason
+    assert config.kv_dtype == "int8"
+    bf16, _ = settle(backend="native", kv_dtype="bf16", num_blocks=100)
+    assert config.kv_memory_bytes / bf16.kv_memory_bytes == (16 + 4) / (16 * 2)
+
+
 @pytest.mark.parametrize(
     ("stored", "asked", "weights", "head"),
     [

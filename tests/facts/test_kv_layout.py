@@ -51,6 +51,12 @@ def test_all_full_layers_are_one_group() -> None:
     assert layout.blocks_for(17) == 2 and layout.bytes_for(17) == 2 * layout.page_bytes
 
 
+def test_scales_count() -> None:
+    layout = kv_layout(model([None] * 5), 16, 1, scale_bytes=4)
+    assert layout.page_bytes == 16 * 5 * 2 * 2 * (8 + 4)
+    assert layout.bytes_per_token == 5 * 2 * 2 * (8 + 4)
+
+
 def test_all_windows_are_one_group() -> None:
     layout = kv_layout(model([64] * 4), 16, 2)
     assert [(g.kind, g.window, len(g.layers)) for g in layout.groups] == [("window", 64, 4)]

@@ -20,20 +20,26 @@ backend_module = pytest.importorskip("ridgeline.runtime.native.backend")
 TIERS = native.available_tiers()
 BLOCK_SIZE = 16
 TOKENS = [int(t) for t in np.random.default_rng(5).integers(3, 199, 70)]
-TOLERANCE = {"float32": 0.01, "bf16": 0.08, "int8": 0.1, "int4": 0.8}
-"""Relative error of the logits; the cache is bf16, these models are random and tiny."""
+TOLERANCE = {"float32": 0.01, "bf16": 0.08, "int8": 0.1, "int4": 0.8, "int8_kv": 0.02}
+"""Relative error of the logits; the cache is bf16 (int8: a last bit may move a whole step), these models are
+random and tiny."""
 
 
-def load(name: str, backend) -> TinyModel:
+def load(name: str, backend, int8_kv: bool = False) -> TinyModel:
     spec = model_spec_from_config(tiny.CONFIGS[name], name)
     model = load_model(spec, stream_of(tiny.tensors(tiny.CONFIGS[name])), backend)
-    layout = kv_layout(spec, BLOCK_SIZE, 2)
+    layout = kv_layout(spec, BLOCK_SIZE, *((1, 4) if int8_kv else (2,)))
     backend.allocate_kv(layout, 64)
     return TinyModel(spec, model, backend, layout, 64)
 
 
 def on_native(
-    name: str, weights: str = "float32", tier: str = "", num_threads: int = 2, max_tokens: int = 96
+    name: str,
+    weights: str = "float32",
+    tier: str = "",
+    num_threads: int = 2,
+    max_tokens: int = 96,
+    int8_kv: bool = False,
 ):
     backend = backend_module.NativeBackend(
         weights=weights,
@@ -43,7 +49,7 @@ def on_native(
         max_model_len=256,
         tier=tier,
     )
-    return load(name, backend)
+    return load(name, backend, int8_kv)
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
@@ -78,6 +84,14 @@ def ragged(layout: KvLayout, sequences: list[tuple[list[int], int, int]], width:
 def test_logits_are_those_of_the_reference(name, tier):
     expected = load(name, ReferenceBackend(kv_dtype="bf16")).logits(TOKENS)
     assert relative_error(on_native(name, tier=tier).logits(TOKENS), expected) < TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", sorted(tiny.CONFIGS))
+def test_logits_are_those_of_the_reference_with_an_int8_cache(name, tier):
+    expected = load(name, ReferenceBackend(kv_dtype="int8")).logits(TOKENS)
+    model = on_native(name, tier=tier, int8_kv=True)
+    assert relative_error(model.logits(TOKENS), expected) < TOLERANCE["int8_kv"]
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])

@@ -11,7 +11,7 @@ from ridgeline.facts.kv_layout import KvGroup, KvLayout
 from ridgeline.facts.model_spec import RopeSpec
 from ridgeline.runtime.batch import Batch
 from ridgeline.runtime.ops import AttentionSpec
-from ridgeline.runtime.reference.kv import KvCache, to_bf16
+from ridgeline.runtime.reference.kv import KvCache, rotated, to_bf16, to_int8
 from ridgeline.runtime.reference.ops import ReferenceOps, gelu_tanh, silu
 from ridgeline.runtime.reference.weight import Matrix
 from ridgeline.runtime.rope import inverse_frequencies
@@ -151,6 +151,31 @@ def test_activations_at_the_ends() -> None:
 def test_bf16_rounds_to_nearest_even() -> None:
     x = np.array([1.0, 1.00390625, 1.01171875, 1.005, -3.1415927, 0.0], np.float32)
     assert to_bf16(x).tolist() == [1.0, 1.0, 1.015625, 1.0078125, -3.140625, 0.0]
+
+
+def test_rotation_is_orthogonal_and_its_own_inverse() -> None:
+    for dim in (8, 24, 64, 80):
+        x, y = normal(5, 2, dim), normal(5, 2, dim)
+        assert np.allclose(rotated(rotated(x)), x, atol=1e-5)
+        assert np.allclose((rotated(x) * rotated(y)).sum(-1), (x * y).sum(-1), atol=1e-4)
+
+
+def test_int8_keeps_the_largest_and_is_half_a_step_off_at_most() -> None:
+    x = normal(7, 2, 64)
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    error = np.abs(to_int8(x) - x)
+    assert (error <= largest / 127 * 0.501).all()
+    assert (error[np.abs(x) == largest[..., :1]] < 1e-6).all()
+    assert not to_int8(np.zeros((1, 1, 16), np.float32)).any()
+
+
+def test_an_int8_cache_rotates_keys_and_rounds_both() -> None:
+    batch = batch_of([0], [2])
+    k, v = normal(2, 2, 8), normal(2, 2, 8)
+    cache = KvCache(LAYOUT, 120, dtype="int8")
+    cache.write(batch, 2, k, v)
+    keys, values = cache.read(batch, 0, 2, 0, 2)
+    assert np.array_equal(keys, rotated(to_int8(rotated(k)))) and np.array_equal(values, to_int8(v))
 
 
 def test_cached_numbers_are_rounded_where_the_cache_is_bf16() -> None:
