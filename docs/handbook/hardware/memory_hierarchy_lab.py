@@ -192,12 +192,23 @@ def plot(result: LabResult, figure: Figure) -> None:
         [size / 2**20 for size in sizes], [s / 1e9 for s in result.data["speed"].values()], marker="."
     )
     decode = result.data["decode"]
-    for name, point in decode.items():
+    for color, (name, point) in zip(("tab:red", "tab:orange", "tab:green"), decode.items(), strict=True):
         bandwidth.plot(
-            point["bytes"] / 2**20, point["bytes"] / point["s"] / 1e9, marker="*", linestyle="", label=name
+            point["bytes"] / 2**20,
+            point["bytes"] / point["s"] / 1e9,
+            marker="*",
+            linestyle="",
+            color=color,
+            label=name,
         )
         steps.plot(
-            point["bytes"] / 1e6, 1e3 * point["s"], marker="*", markersize=10, linestyle="", label=name
+            point["bytes"] / 1e6,
+            1e3 * point["s"],
+            marker="*",
+            markersize=10,
+            linestyle="",
+            color=color,
+            label=name,
         )
     bandwidth.set(
         xscale="log", yscale="log", xlabel="MiB read over and over", ylabel="GB/s", title="one thread reading"

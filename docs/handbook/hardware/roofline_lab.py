@@ -14,7 +14,7 @@ from ridgeline import SamplingParams
 from ridgeline.cli.lab_models import known_model
 from ridgeline.cli.labs import Exercise, Lab, LabContext, LabResult, Relation, text_tokens, token_times
 from ridgeline.core.event import StepCompleted
-from ridgeline.cost.roofline import Ceilings, Operation, Phase, attainable, step_operations, unit_for
+from ridgeline.cost.roofline import Ceilings, Operation, Phase, attainable, step_operations
 from ridgeline.runtime.native.measure import measure_ceilings
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def run(context: LabContext) -> LabResult:
         ]
         prompt = operations_of(llm, roofs[0], "prefill", 1, num_prefill)
         points.append(point(f"prefill of {num_prefill}", num_prefill, prompt, median(prefills)))
-        unit = unit_for(llm.config.weights, roofs[0].units(1))
+        unit = max(prompt, key=lambda operation: operation.operations).unit
     bandwidth = max(roof.bytes_per_s(1, MEMORY_BYTES) for roof in roofs)  # noise only lowers a roof
     peak = max(roof.operations_per_s(1, unit) for roof in roofs)
     gpu = [on_h100(phase, batch) for phase, batch in H100_STEPS]

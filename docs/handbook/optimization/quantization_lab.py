@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,13 @@ MATRIX = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
 LAST_NORM = "model.norm.weight"
 TABLE_ROWS = 4_096
-PRECISIONS = ("bf16", "int8", "int4")
+DEFAULT = "default"
+ENGINES: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "bf16": {"weights": "bf16"},
+    "int8": {"weights": "int8"},
+    "int4": {"weights": "int4"},
+}
 
 
 def symmetric(values: Array, bits: int) -> Array:
@@ -146,7 +152,7 @@ def step_s(llm: LLM) -> float:
 
 def measure_engine(context: LabContext) -> tuple[dict[str, Measured], list[int]]:
     """The reference and every precision, with the text that they read."""
-    num_tokens, rounds = (96, 3) if context.quick else (120, 12)
+    num_tokens, rounds = (64, 3) if context.quick else (120, 12)
     measured: dict[str, Measured] = {}
     with context.llm(backend="reference", num_blocks=64) as llm:
         prompt = text_tokens(llm, num_tokens)
@@ -155,11 +161,11 @@ def measure_engine(context: LabContext) -> tuple[dict[str, Measured], list[int]]
     with ExitStack() as stack:
         engines = {
             name: stack.enter_context(
-                context.llm(weights=name, backend="native", num_blocks=64, enable_prefix_caching=False)
+                context.llm(backend="native", num_blocks=64, enable_prefix_caching=False, **options)
             )
-            for name in PRECISIONS
+            for name, options in ENGINES.items()
         }
-        steps: dict[str, list[float]] = {name: [] for name in PRECISIONS}
+        steps: dict[str, list[float]] = {name: [] for name in ENGINES}
         for _ in range(rounds):
             for name, llm in engines.items():
                 steps[name].append(step_s(llm))
@@ -212,7 +218,7 @@ def run(context: LabContext) -> LabResult:
             ),
             *(
                 (
-                    f"engine, {name}" + (" (default)" if name == default else ""),
+                    f"engine, {name}" + (f": {default}" if name == DEFAULT else ""),
                     8 * m.num_bytes / (truth.num_bytes / 4),
                     "",
                     "",
@@ -223,7 +229,7 @@ def run(context: LabContext) -> LabResult:
                 for name, m in engine.items()
             ),
         ),
-        relations=(*scheme_relations(errors, products), *engine_relations(engine, drift, default)),
+        relations=(*scheme_relations(errors, products), *engine_relations(engine, drift)),
         data={
             "errors": {name: {"bits": bits, "head": a, "matrix": b} for name, (bits, a, b) in errors.items()},
             "engine": {
@@ -232,7 +238,7 @@ def run(context: LabContext) -> LabResult:
                     "step_ms": 1e3 * engine[name].step_s,
                     "off": drift[name][0],
                 }
-                for name in PRECISIONS
+                for name in ENGINES
             },
         },
     )
@@ -280,23 +286,22 @@ def scheme_relations(
 
 
 def engine_relations(
-    engine: dict[str, Measured], drift: dict[str, tuple[float, float]], default: str
+    engine: dict[str, Measured], drift: dict[str, tuple[float, float]]
 ) -> tuple[Relation, ...]:
     """Fewer bytes, shorter steps; the default stays with float32."""
-    fewest = min(PRECISIONS, key=lambda name: engine[name].num_bytes)
+    fewest = min(ENGINES, key=lambda name: engine[name].num_bytes)
     faster = engine["bf16"].step_s / engine[fewest].step_s
     return (
         Relation(
             "the engine's default agrees with float32 on nearly every likeliest token",
-            drift[default][1] > 0.9,
-            f"{default}: {100 * drift[default][1]:.1f}%; "
-            + ", ".join(f"{name} {100 * drift[name][1]:.1f}%" for name in PRECISIONS if name != default),
+            drift[DEFAULT][1] > 0.9,
+            ", ".join(f"{name} {100 * drift[name][1]:.1f}%" for name in ENGINES),
         ),
         Relation(
             "no precision is far from float32",
             all(off < 0.5 for off, _ in drift.values()),
             "mean difference of log probabilities: "
-            + ", ".join(f"{name} {drift[name][0]:.3f}" for name in PRECISIONS),
+            + ", ".join(f"{name} {drift[name][0]:.3f}" for name in ENGINES),
         ),
         Relation(
             "fewer bytes are read faster: one request's step is shorter than in bf16",
