@@ -6,26 +6,27 @@ const [source, base] = process.argv.slice(2);
 const values = { temperature: "0.7", max: "40" };
 const elements = {};
 
-function element(id) {
-  elements[id] ??= {
+function node(id) {
+  return {
     id,
     value: values[id] ?? "",
+    textContent: "",
     dataset: {},
+    style: {},
     children: [],
     classList: { add() {} },
-    append(...nodes) {
-      this.children.push(...nodes);
-      for (const node of nodes) if (node.id) elements[node.id] = node;
-    },
+    append(...nodes) { this.children.push(...nodes); },
     replaceChildren() { this.children = []; },
     addEventListener(kind, listener) { this["on" + kind] = listener; },
-    getContext: () => ({ clearRect() {}, fillText() {}, beginPath() {}, lineTo() {}, stroke() {} }),
+    getContext: () => new Proxy({}, { get: () => () => {}, set: () => true }),
   };
-  return elements[id];
 }
+const element = (id) => (elements[id] ??= node(id));
+globalThis.window = globalThis;
 globalThis.document = {
   getElementById: element,
-  createElement: () => ({ dataset: {}, classList: { add() {} } }),
+  createElement: () => node(""),
+  querySelector: () => null,
   documentElement: {},
   hidden: false,
 };
@@ -38,14 +39,17 @@ element("text").value = "hello there";
 element("ask").onsubmit({ preventDefault() {} });
 
 function report() {
-  const nodes = element("gauges").children;
   const gauges = {};
-  for (let i = 0; i < nodes.length; i += 2) gauges[nodes[i].textContent] = nodes[i + 1].textContent;
+  for (const list of ["now", "totals"]) {
+    const parts = element(list).children.filter((part) => part.className !== "bar");
+    for (let i = 0; i < parts.length; i += 2) gauges[parts[i].textContent] = parts[i + 1].textContent;
+  }
   const made = Number((gauges["tokens generated"] || "").replace(/,/g, ""));
-  if (!(made >= 40) || !element("timing").textContent) return setTimeout(report, 100);
-  const turns = element("log").children.map((node) => ({ class: node.className, text: node.textContent }));
-  const [timing, model, state] = ["timing", "model", "state"].map((id) => element(id).textContent);
-  console.log(JSON.stringify({ turns, timing, model, state, gauges }));
+  const rows = element("log").children.map((row) => row.children);
+  if (!(made >= 40) || !rows[1][1].textContent || !element("rate").textContent) return setTimeout(report, 100);
+  const turns = rows.map(([box]) => ({ class: box.className, text: box.textContent }));
+  const [model, state] = ["model", "state"].map((id) => element(id).textContent);
+  console.log(JSON.stringify({ turns, timing: rows[1][1].textContent, model, state, gauges }));
   process.exit(0);
 }
 report();

@@ -3,13 +3,26 @@ const $ = (id) => document.getElementById(id);
 const turns = [];
 let running = null;
 
+function element(tag, className, text = "") {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function follow(change) {
+  const log = $("log"), atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  change();
+  if (atEnd) log.scrollTop = log.scrollHeight;
+}
+
 function bubble(role, text) {
-  const box = document.createElement("div");
-  box.className = "turn " + role;
-  box.textContent = text;
-  $("log").append(box);
+  document.querySelector(".hint")?.remove();
+  const row = element("div", "row " + role), box = element("div", "turn " + role, text), note = element("div", "note");
+  row.append(box, note);
+  $("log").append(row);
   $("log").scrollTop = $("log").scrollHeight;
-  return box;
+  return [box, note];
 }
 
 async function* events(response) {
@@ -33,7 +46,7 @@ async function* events(response) {
 async function ask(text) {
   turns.push({ role: "user", content: text });
   bubble("user", text);
-  const box = bubble("assistant", "");
+  const [box, note] = bubble("assistant", "");
   running = new AbortController();
   $("send").textContent = "Stop";
   const started = performance.now();
@@ -59,16 +72,17 @@ async function ask(text) {
       if (!piece) continue;
       if (!first) first = performance.now();
       answer += piece;
-      box.textContent = answer;
-      $("log").scrollTop = $("log").scrollHeight;
+      follow(() => { box.textContent = answer; });
     }
     const seconds = (performance.now() - first) / 1000;
-    const rate = tokens > 1 && seconds > 0 ? ((tokens - 1) / seconds).toFixed(1) + " tokens/s" : "";
-    $("timing").textContent = first ? `first token ${Math.round(first - started)} ms  ${rate}` : "";
+    const rate = tokens > 1 && seconds > 0 ? ` · ${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
+    const waited = first ? ` · first after ${Math.round(first - started)} ms` : "";
+    follow(() => { note.textContent = `${tokens} tokens${waited}${rate}`; });
   } catch (error) {
-    if (error.name !== "AbortError") {
+    follow(() => { note.textContent = error.name === "AbortError" ? "stopped" : answer ? error.message : ""; });
+    if (error.name !== "AbortError" && !answer) {
       box.classList.add("error");
-      box.textContent = answer + (answer ? "\n" : "") + error.message;
+      box.textContent = error.message;
     }
   }
   if (answer) turns.push({ role: "assistant", content: answer });
@@ -92,26 +106,41 @@ $("clear").addEventListener("click", () => {
   if (running) running.abort();
   turns.length = 0;
   $("log").replaceChildren();
-  $("timing").textContent = "";
 });
 
-const GAUGES = [
-  ["running", "ridgeline_requests_running", (v) => v],
-  ["waiting", "ridgeline_requests_waiting", (v) => v],
-  ["KV cache held", "ridgeline_kv_usage_ratio", (v) => (100 * v).toFixed(1) + " %"],
-  ["tokens generated", "ridgeline_generated_tokens_total", (v) => v.toLocaleString()],
-  ["prompt tokens", "ridgeline_prompt_tokens_total", (v) => v.toLocaleString()],
-  ["prefix hits", "ridgeline_prefix_cache_hit_tokens_total", (v) => v.toLocaleString()],
-  ["preemptions", "ridgeline_preemptions_total", (v) => v],
+const count = (v) => v.toLocaleString("en-US");
+const NOW = [
+  ["requests running", "ridgeline_requests_running", count],
+  ["requests waiting", "ridgeline_requests_waiting", count],
   ["memory", "process_resident_memory_bytes", (v) => (v / 2 ** 20).toFixed(0) + " MiB"],
+  ["KV cache held", "ridgeline_kv_usage_ratio", (v) => (100 * v).toFixed(1) + " %", (v) => v],
 ];
-for (const [label, name] of GAUGES) {
-  const dt = document.createElement("dt"), dd = document.createElement("dd");
-  dt.textContent = label;
-  dd.id = name;
-  dd.textContent = "–";
-  $("gauges").append(dt, dd);
+const TOTALS = [
+  ["tokens generated", "ridgeline_generated_tokens_total", count],
+  ["prompt tokens", "ridgeline_prompt_tokens_total", count],
+  ["of them cached", "ridgeline_prefix_cache_hit_tokens_total", count,
+    (v, all) => v / (all.ridgeline_prefix_cache_queried_tokens_total || 1)],
+  ["preemptions", "ridgeline_preemptions_total", count],
+];
+const gauges = [];
+function gauge(list, [label, name, show, share]) {
+  const value = element("dd", "", "–"), fill = element("i", "");
+  list.append(element("dt", "", label), value);
+  if (share) {
+    const bar = element("dd", "bar");
+    bar.append(fill);
+    list.append(bar);
+  }
+  gauges.push((all) => {
+    if (!(name in all)) return;
+    value.textContent = show(all[name]);
+    if (share) fill.style.width = Math.min(100, 100 * share(all[name], all)) + "%";
+  });
 }
+for (const row of NOW) gauge($("now"), row);
+for (const row of TOTALS) gauge($("totals"), row);
+
+const EVERY_MS = 2000, POINTS = 60;
 const rates = [];
 let last = null;
 
@@ -125,43 +154,63 @@ function parse(text) {
 }
 
 function plot() {
-  const canvas = $("plot"), context = canvas.getContext("2d"), top = Math.max(10, ...rates);
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.strokeStyle = getComputedStyle(document.documentElement).getPropertyValue("--accent");
-  context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--soft");
-  context.lineWidth = 3;
-  context.font = "20px system-ui";
-  context.fillText(top.toFixed(0), 8, 24);
+  const canvas = $("plot"), context = canvas.getContext("2d"), dots = window.devicePixelRatio || 1;
+  const width = canvas.clientWidth, height = canvas.clientHeight, color = getComputedStyle(document.documentElement);
+  const step = 10 ** Math.floor(Math.log10(Math.max(10, ...rates))), top = step * Math.ceil(Math.max(10, ...rates) / step);
+  canvas.width = width * dots;
+  canvas.height = height * dots;
+  context.scale(dots, dots);
+  const x = (i) => width - (rates.length - 1 - i) * (width / (POINTS - 1)), y = (rate) => height - 1 - (rate / top) * (height - 18);
+  context.font = "11px system-ui, sans-serif";
+  context.strokeStyle = color.getPropertyValue("--line");
+  context.fillStyle = color.getPropertyValue("--soft");
+  context.fillText(count(top), 0, 11);
   context.beginPath();
-  rates.forEach((rate, i) => {
-    const x = canvas.width - (rates.length - 1 - i) * (canvas.width / 60);
-    context.lineTo(x, canvas.height - 6 - (rate / top) * (canvas.height - 36));
-  });
+  for (const level of [0, top / 2, top]) {
+    context.moveTo(0, y(level)), context.lineTo(width, y(level));
+  }
   context.stroke();
+  if (rates.length < 2) return;
+  context.beginPath();
+  rates.forEach((rate, i) => context.lineTo(x(i), y(rate)));
+  context.strokeStyle = color.getPropertyValue("--accent");
+  context.lineWidth = 2;
+  context.lineJoin = "round";
+  context.stroke();
+  context.lineTo(width, y(0));
+  context.lineTo(x(0), y(0));
+  context.fillStyle = color.getPropertyValue("--wash");
+  context.fill();
+}
+
+function sample(values) {
+  for (const show of gauges) show(values);
+  const now = performance.now(), made = values.ridgeline_generated_tokens_total ?? 0;
+  if (last) {
+    const rate = Math.max(0, (made - last.made) / ((now - last.now) / 1000));
+    rates.push(rate);
+    if (rates.length > POINTS) rates.shift();
+    $("rate").textContent = rate >= 100 || rate === 0 ? count(Math.round(rate)) : rate.toFixed(1);
+  }
+  last = { now, made };
+  plot();
+}
+
+function say(state) {
+  $("state").textContent = $("state").dataset.state = state;
 }
 
 async function tick() {
   try {
-    const values = parse(await (await fetch("metrics")).text());
-    for (const [, name, show] of GAUGES) if (name in values) $(name).textContent = show(values[name]);
-    const now = performance.now(), made = values.ridgeline_generated_tokens_total ?? 0;
-    if (last) {
-      rates.push(Math.max(0, (made - last.made) / ((now - last.now) / 1000)));
-      if (rates.length > 60) rates.shift();
-      plot();
-    }
-    last = { now, made };
-    $("state").textContent = (await (await fetch("ready")).json()).status;
-    if ($("model").dataset.known !== "1") {
+    sample(parse(await (await fetch("metrics")).text()));
+    say((await (await fetch("ready")).json()).status);
+    if (!$("model").textContent) {
       const models = await fetch("v1/models");
-      if (models.ok) {
-        $("model").textContent = (await models.json()).data[0].id;
-        $("model").dataset.known = "1";
-      }
+      if (models.ok) $("model").textContent = (await models.json()).data[0].id;
     }
   } catch {
-    $("state").textContent = "unreachable";
+    say("unreachable");
   }
-  setTimeout(tick, document.hidden ? 10000 : 2000);
+  setTimeout(tick, document.hidden ? 5 * EVERY_MS : EVERY_MS);
 }
 tick();
