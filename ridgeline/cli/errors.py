@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import typer
 
 EXIT_BUG = 1
@@ -19,6 +21,8 @@ def describe(error: Exception) -> tuple[str, int]:
         return f"error: {_one_line(error)}", EXIT_MISTAKE
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.filename}: {error.strerror}", EXIT_MISTAKE
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "error: output: no space left on the device", EXIT_MISTAKE
     if isinstance(error, MemoryError):
         return "error: memory: not enough of it; try a smaller --kv-memory or a smaller model", EXIT_MISTAKE
     hint = "this is a bug; RIDGELINE_DEBUG=1 shows where"
@@ -28,8 +32,6 @@ def describe(error: Exception) -> tuple[str, int]:
 def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     text = getattr(error, "format_message", error.__str__)()
-    if not text:  # "no arguments" already printed the help
-        return ""
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
     return f"error: {' '.join(text.split())}{hint}"
 

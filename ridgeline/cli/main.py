@@ -26,7 +26,6 @@ EXIT_BROKEN_PIPE = 141
 app = typer.Typer(
     name="ridgeline",
     help="Serve and explain language models. Without a MODEL every command takes SmolLM2-135M-Instruct.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -44,7 +43,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; nothing but a bug's hint leaves a trace on stderr."""
     try:
-        result = app(args=list(arguments), prog_name="ridgeline", standalone_mode=False)
+        result = app(args=list(arguments) or ["--help"], prog_name="ridgeline", standalone_mode=False)
         sys.stdout.flush()
     except typer.Exit as stop:
         return int(stop.exit_code)

@@ -61,8 +61,10 @@ def test_version(capsys: Capture) -> None:
 
 
 def test_no_arguments_print_the_help(capsys: Capture) -> None:
-    run([])
-    assert "Commands:" in "".join(capsys.readouterr())
+    assert run([]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("Usage:") and "\nCommands:\n" in shown.out
+    assert shown.err == ""
 
 
 @pytest.mark.parametrize(
@@ -271,6 +273,14 @@ def test_a_broken_pipe_is_quiet() -> None:
     error = process.stderr.read()
     assert process.wait(timeout=30) == EXIT_BROKEN_PIPE
     assert error == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_no_bug() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*RIDGELINE, "version", "--json"], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == b"error: output: no space left on the device\n"
 
 
 def test_a_bug_is_one_line_with_a_hint(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
