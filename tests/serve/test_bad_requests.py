@@ -393,3 +393,8 @@ def test_nothing_was_counted_as_a_server_error(live: Live, http: httpx.Client) -
         line for line in lines if line.startswith("ridgeline_http_requests_total") and 'status="5' in line
     ]
     assert live.engine.is_healthy
+
+
+def test_limits_on_lists_are_in_plain_words(http: httpx.Client) -> None:
+    found = error(http.post("/v1/chat/completions", json={"messages": []}), 400, "messages")
+    assert found["message"] == "messages: must have at least 1 item, got 0"

@@ -7,6 +7,7 @@ default passes, because leaving the field out would mean the same); or refused w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -168,7 +169,10 @@ def _explain(error: ValidationError) -> ApiError:
         return bad_request(param, "is not a parameter of this endpoint", "unknown_parameter")
     if first["type"] == "missing":
         return bad_request(param, "is required", "missing_required_parameter")
-    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = re.sub(
+        r"^(Input|List|String|Dictionary) should ", "must ", first["msg"].removeprefix("Value error, ")
+    )
+    message = message.replace(" after validation, not ", ", got ")
     return bad_request(param, message, "invalid_type" if "type" in first["type"] else "invalid_value")
 
 
