@@ -36,6 +36,7 @@ def roofline(
     weights: Annotated[
         str | None, typer.Option(help="Weights in memory: auto, stored, bf16, int8 or int4.")
     ] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Number type of the KV cache.")] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Load the model and time each operation beside its floor.")
     ] = False,
@@ -53,7 +54,11 @@ def roofline(
     from ridgeline.engine.options import EngineOptions
 
     _check(batch, context, num_threads)
-    said: dict[str, Any] = {"num_threads": num_threads, "weights": weights or "auto"}
+    said: dict[str, Any] = {
+        "num_threads": num_threads,
+        "weights": weights or "auto",
+        "kv_dtype": kv_dtype or "auto",
+    }
     with load_progress(quiet=json) as progress:
         prepared = prepare(EngineOptions(model=model, offline=offline, backend="native", **said), progress)
         threads = prepared.config.num_threads
@@ -107,11 +112,17 @@ def _rows(prepared: Prepared, ceilings: Ceilings, batch: int, context: int) -> l
             context=context,
             weights=config.weights,
             head_weights=config.head_weights,
-            kv_bytes_per_element=config.kv_bytes_per_element,
+            kv_bytes_per_element=_kv_bytes(prepared),
             units=ceilings.units(config.num_threads),
         )
         found += floors(operations, ceilings, config.num_threads)
     return found
+
+
+def _kv_bytes(prepared: Prepared) -> float:
+    """Bytes of one K or V number in the cache, its share of a scale included."""
+    spec, layout = prepared.spec, prepared.config.kv_layout(prepared.spec)
+    return layout.layer_bytes_per_token / (2 * spec.num_kv_heads * spec.head_dim)
 
 
 def _times(
