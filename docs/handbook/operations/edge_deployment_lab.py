@@ -20,8 +20,9 @@ from ridgeline.cli.labs import Exercise, Lab, LabContext, LabError, LabResult, R
 from ridgeline.cost.memory import MemoryLedger, memory_ledger
 from ridgeline.engine.build import prepare
 from ridgeline.engine.options import EngineOptions
-from ridgeline.facts.formulas import Precision, kv_bytes_per_token, parameter_counts
+from ridgeline.facts.formulas import kv_bytes_per_token, parameter_counts
 from ridgeline.facts.kv_layout import kv_layout
+from ridgeline.facts.precision import Precision
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
