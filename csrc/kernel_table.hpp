@@ -8,6 +8,7 @@
 #include "kernel_args.hpp"
 #include "linear_args.hpp"
 #include "measure_args.hpp"
+#include "sample_args.hpp"
 #include "thread_pool.hpp"
 
 namespace ridgeline {
@@ -31,6 +32,8 @@ struct KernelTable {
     void (*kv_write)(const KvWriteArgs&, Team&);
     void (*attention)(const AttentionArgs&, Team&);
     void (*argmax)(const ArgmaxArgs&, Team&);
+    void (*sample)(const SampleArgs&, Team&);
+    void (*measure_logprobs)(const LogprobArgs&, Team&);
     void (*apply)(const ApplyArgs&, Team&);
     // One row of a ggml type (whole blocks) as floats.
     void (*dequantize_row)(int32_t type, const uint8_t* row, float* y, int64_t num_values);

@@ -13,6 +13,7 @@ void bind_attention(nb::module_& module);
 void bind_elementwise(nb::module_& module);
 void bind_linear(nb::module_& module);
 void bind_measure(nb::module_& module);
+void bind_sample(nb::module_& module);
 void bind_tape(nb::module_& module);
 
 }  // namespace ridgeline
@@ -47,5 +48,6 @@ NB_MODULE(_native, module) {
     bind_elementwise(module);
     bind_linear(module);
     bind_measure(module);
+    bind_sample(module);
     bind_tape(module);
 }

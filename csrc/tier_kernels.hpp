@@ -16,6 +16,7 @@
 #include "quantize_rows.hpp"
 #include "region.hpp"
 #include "rope.hpp"
+#include "sample.hpp"
 
 namespace ridgeline::RL_TIER {
 
@@ -36,6 +37,8 @@ const KernelTable kTable = {
     .kv_write = kv_write,
     .attention = attention,
     .argmax = argmax,
+    .sample = sample,
+    .measure_logprobs = measure_logprobs,
     .apply = apply,
     .dequantize_row = [](int32_t type, const uint8_t* row, float* y, int64_t num_values) {
         dequantize_row(static_cast<GgmlType>(type), row, y, num_values);

@@ -11,7 +11,7 @@ A model holds Weights and never looks inside; `run` decides whether `forward` is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ from ridgeline.runtime.batch import Batch
 from ridgeline.runtime.ops import Ops, Tensor, Weight
 
 if TYPE_CHECKING:
+    from ridgeline.engine.logprobs import RawLogprobs
     from ridgeline.facts.kv_layout import KvLayout
+    from ridgeline.runtime.sampler import Sampled
+    from ridgeline.runtime.slots import SamplingBatch
     from ridgeline.runtime.weights.tensor import TensorSource
 
 LinearKind = Literal["qkv", "output", "gate_up", "down", "head"]
@@ -71,4 +74,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let threads and memory go."""
+        ...
+
+
+@runtime_checkable
+class SamplingBackend(Protocol):
+    """A backend that also samples, exactly as `runtime/sampler.py` defines: the same token for the same row."""
+
+    def sample(self, logits: Logits, batch: SamplingBatch) -> Sampled:
+        """A token for each row of `logits` `[m, vocab]`, biased and masked already. Penalties are written into it."""
+        ...
+
+    def logprobs_of(
+        self, logits: Logits, tokens: npt.NDArray[np.int32], num_top: int
+    ) -> list[RawLogprobs]:
+        """As `sampler.logprobs_of`."""
         ...

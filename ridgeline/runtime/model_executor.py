@@ -22,9 +22,10 @@ from ridgeline.engine.errors import EngineClosed
 from ridgeline.engine.executor import StepSeconds
 from ridgeline.engine.logprobs import RawLogprobs, RowLogprobs
 from ridgeline.engine.sampling_params import SamplingParams
-from ridgeline.runtime.backend import Backend, Logits, Model
+from ridgeline.runtime.backend import Backend, Logits, Model, SamplingBackend
 from ridgeline.runtime.batch import Batch
-from ridgeline.runtime.sampler import logprobs_of, sample
+from ridgeline.runtime.sampler import Sampled, mask_and_bias, sample
+from ridgeline.runtime.sampler import logprobs_of as numpy_logprobs_of
 from ridgeline.runtime.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -157,10 +158,11 @@ class ModelExecutor:
             if slots.wants_prompt_logprobs(row):
                 outcomes[i].add_prompt(row.start + 1, self._prompt_logprobs(row, logits, int(last[i])))
         sampling = [i for i, row in enumerate(rows) if row.num_samples]
-        wanted = [slots.sample_row(rows[i]) for i in sampling]
-        chosen = logits if len(sampling) == len(logits) else logits[last[sampling]]
-        sampled = sample(chosen, wanted)
-        slots.append([rows[i] for i in sampling], sampled.tokens)
+        if not sampling:
+            return
+        wanted = rows if len(sampling) == len(rows) else [rows[i] for i in sampling]
+        sampled = self._choose(wanted, logits if len(sampling) == len(logits) else logits[last[sampling]])
+        slots.append(wanted, sampled.tokens)
         for i, token, error, own in zip(
             sampling, sampled.tokens.tolist(), sampled.errors, sampled.logprobs, strict=True
         ):
@@ -169,9 +171,18 @@ class ModelExecutor:
             if own is not None:
                 outcomes[i].logprobs = (outcomes[i].logprobs or RowLogprobs())._replace(sampled=(own,))
 
+    def _choose(self, rows: list[Row], logits: Logits) -> Sampled:
+        """A token for each row of `logits` `[m, vocab]`, by the backend's sampler if it has one."""
+        if not isinstance(self.backend, SamplingBackend):
+            return sample(logits, [self._slots.sample_row(row) for row in rows])
+        for i in self._slots.masked_or_biased(rows):
+            mask_and_bias(logits[i], self._slots.sample_row(rows[i]))
+        return self.backend.sample(logits, self._slots.sampling_batch(rows))
+
     def _prompt_logprobs(self, row: Row, logits: Logits, last: int) -> list[RawLogprobs]:
         """Log probabilities of the prompt tokens that this chunk predicts (positions start + 1 on)."""
         following = self._slots.prompt_after(row)
         first = last - row.count + 1
         params: SamplingParams = self._slots.params(row.request_id)
+        logprobs_of = self.backend.logprobs_of if isinstance(self.backend, SamplingBackend) else numpy_logprobs_of
         return logprobs_of(logits[first : first + len(following)], following, params.prompt_logprobs or 0)

@@ -2,6 +2,7 @@
 
 tokens  [num_slots, max_model_len + 1]      prompt, then what was generated, by position
 tables  per KV group [num_slots, max_blocks] the block table, rewritten when the plan's tuple changed
+records [num_slots]                         how the request samples (`sampler.ROW`)
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ridgeline.core.plan import NO_BLOCK, Admission, Row
 from ridgeline.core.request import Request
 from ridgeline.engine.sampling_params import SamplingParams
 from ridgeline.runtime.batch import Batch, Int32Array
-from ridgeline.runtime.sampler import SampleRow, needs_adjusting
+from ridgeline.runtime.sampler import ROW, SampleRow, needs_mask_or_bias, record
 
 
 @dataclass(slots=True)
@@ -25,10 +27,26 @@ class Occupant:
     request: Request
     params: SamplingParams
     slot: int
-    adjusted: bool
+    masked_or_biased: bool
     stop_token_ids: Int32Array
     tables: list[tuple[int, ...]] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """What a backend's own sampler must know, one entry a row: arrays that cost no work per row to make."""
+
+    records: npt.NDArray[np.void]
+    """`[m]` of dtype `sampler.ROW`."""
+    store: Int32Array
+    """`[num_slots, max_model_len + 1]`, tokens by position."""
+    slots: Int32Array
+    """`[m]`: the row of `store`."""
+    lengths: Int32Array
+    """`[m]`: tokens so far, which is the position of the one to be drawn."""
+    num_top: tuple[int | None, ...]
+    """`SamplingParams.logprobs` of each row."""
 
 
 class Slots:
@@ -38,6 +56,7 @@ class Slots:
         num_blocks = -(-max_model_len // block_size) + 1
         self._tokens = np.zeros((num_slots, max_model_len + 1), np.int32)
         self._tables = [np.full((num_slots, num_blocks), NO_BLOCK, np.int32) for _ in range(num_groups)]
+        self._records = np.zeros(num_slots, ROW)
         self._free = list(range(num_slots - 1, -1, -1))
         self._occupants: dict[str, Occupant] = {}
 
@@ -60,10 +79,11 @@ class Slots:
         for table in self._tables:
             table[slot] = NO_BLOCK
         params = request.sampling if isinstance(request.sampling, SamplingParams) else SamplingParams()
+        self._records[slot] = record(params, params.seed or 0, len(request.prompt))
         stops = np.array(sorted(request.stop_token_ids), np.int32)
         groups = len(self._tables)
         self._occupants[request.id] = Occupant(
-            request, params, slot, needs_adjusting(params), stops, [()] * groups, [0] * groups
+            request, params, slot, needs_mask_or_bias(params), stops, [()] * groups, [0] * groups
         )
 
     def batch(self, rows: Sequence[Row]) -> Batch:
@@ -111,8 +131,23 @@ class Slots:
             tokens=self._tokens[occupant.slot, :position],
             num_prompt=len(occupant.request.prompt),
             stop_token_ids=occupant.stop_token_ids,
-            adjusted=occupant.adjusted,
         )
+
+    def sampling_batch(self, rows: Sequence[Row]) -> SamplingBatch:
+        """`sample_row` of all rows at once, as arrays."""
+        occupants = [self._occupants[row.request_id] for row in rows]
+        slots = np.array([occupant.slot for occupant in occupants], np.int32)
+        return SamplingBatch(
+            records=self._records[slots],
+            store=self._tokens,
+            slots=slots,
+            lengths=np.array([row.start + row.count for row in rows], np.int32),
+            num_top=tuple(occupant.params.logprobs for occupant in occupants),
+        )
+
+    def masked_or_biased(self, rows: Sequence[Row]) -> list[int]:
+        """Indices of the rows whose logits get a bias or a mask (`sampler.mask_and_bias`)."""
+        return [i for i, row in enumerate(rows) if self._occupants[row.request_id].masked_or_biased]
 
     def append(self, rows: Sequence[Row], tokens: Int32Array) -> None:
         """Store the sampled token of each row at the position after it."""
@@ -150,4 +185,5 @@ class Slots:
         num_slots = len(self._tokens)
         self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
         self._tables = [np.concatenate([t, np.full_like(t, NO_BLOCK)]) for t in self._tables]
+        self._records = np.concatenate([self._records, np.zeros_like(self._records)])
         self._free.extend(range(2 * num_slots - 1, num_slots - 1, -1))

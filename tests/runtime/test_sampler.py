@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ridgeline.engine.sampling_params import SamplingParams
-from ridgeline.runtime import sampler
 from ridgeline.runtime.philox import philox, uniform
-from ridgeline.runtime.sampler import SampleRow, logprobs_of, needs_adjusting, sample, top_ids
+from ridgeline.runtime.sampler import SampleRow, exp2, logprobs_of, sample, top_ids
 
 
 def row(
@@ -21,7 +20,7 @@ def row(
 ) -> SampleRow:  # fmt: skip
     known = np.array(tokens or [1], np.int32)
     return SampleRow(
-        params, seed, len(known), known, num_prompt, np.array(stops or [], np.int32), needs_adjusting(params)
+        params, seed, len(known), known, num_prompt, np.array(stops or [], np.int32)
     )
 
 
@@ -92,24 +91,23 @@ def test_a_tiny_temperature_is_the_likeliest_token() -> None:
 
 
 def naive(logits: np.ndarray, params: SamplingParams, number: float) -> int:
-    """The definition: sort everything, cut, walk."""
-    x = (logits - logits.max()).astype(np.float32) / np.float32(params.temperature)
+    """What is meant, in floats: sort everything, cut, walk over the kept tokens by id."""
+    x = (logits - logits.max()).astype(np.float64) / params.temperature
     order = sorted(range(len(x)), key=lambda i: (-x[i], i))
-    shares = [float(np.exp(x[i])) for i in order]
-    if params.min_p:
-        shares = [s for s in shares if s >= params.min_p]
-    if params.top_k:
-        shares = shares[: params.top_k]
-    target, count, reached = params.top_p * math.fsum(shares), 0, 0.0
-    while reached < target and count < len(shares):
-        reached += shares[count]
+    shares = np.exp(x)
+    kept = [i for i in order if shares[i] >= params.min_p]
+    kept = kept[: params.top_k or None]
+    target, count, reached = params.top_p * math.fsum(shares[kept]), 0, 0.0
+    while reached < target and count < len(kept):
+        reached += shares[kept[count]]
         count += 1
-    target, reached = number * math.fsum(shares[:count]), 0.0
-    for index in range(count):
+    kept = sorted(kept[:count])
+    target, reached = number * math.fsum(shares[kept]), 0.0
+    for index in kept:
         reached += shares[index]
         if reached > target:
-            return order[index]
-    return order[count - 1]
+            return index
+    return kept[-1]
 
 
 @settings(max_examples=150, deadline=None)
@@ -120,23 +118,24 @@ def naive(logits: np.ndarray, params: SamplingParams, number: float) -> int:
     top_p=st.sampled_from([1.0, 0.95, 0.5, 0.999]),
     top_k=st.sampled_from([0, 1, 7, 300, 10_000]),
     min_p=st.sampled_from([0.0, 0.05, 1e-5]),
-    max_head=st.sampled_from([4, 64, 2048]),
 )
-def test_agrees_with_the_definition(
-    seed: int, spread: float, temperature: float, top_p: float, top_k: int, min_p: float, max_head: int
+def test_agrees_with_what_is_meant(
+    seed: int, spread: float, temperature: float, top_p: float, top_k: int, min_p: float
 ) -> None:
     logits = (np.random.default_rng(seed).standard_normal((3, 611)) * spread).astype(np.float32)
     params = SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     rows = [row(params, seed=seed + i) for i in range(3)]
-    before, sampler.MAX_HEAD = sampler.MAX_HEAD, max_head
-    try:
-        tokens = sample(logits.copy(), rows).tokens.tolist()
-    finally:
-        sampler.MAX_HEAD = before
+    tokens = sample(logits.copy(), rows).tokens.tolist()
     numbers = uniform([r.seed for r in rows], [r.position for r in rows])
     wanted = [naive(logits[i], params, float(numbers[i])) for i in range(3)]
-    # A number on the border of two tokens may fall on either side: sums are rounded differently.
-    assert tokens == wanted or sum(t != w for t, w in zip(tokens, wanted, strict=True)) <= 1
+    # A number on the border of two tokens, or a cut between two equal shares, may fall on either side.
+    assert sum(t != w for t, w in zip(tokens, wanted, strict=True)) <= 1
+
+
+def test_shares_are_exponentials() -> None:
+    x = -np.abs(np.random.default_rng(0).standard_normal(100_000) * 12).astype(np.float32)
+    np.testing.assert_allclose(exp2(x), np.exp2(np.maximum(x, -60).astype(np.float64)), rtol=3e-7)
+    assert exp2(np.array([0.0, -0.0, -1.0, -7.0, -np.inf], np.float32)).tolist() == [1, 1, 0.5, 2**-7, 2**-60]
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

@@ -17,9 +17,12 @@ from ridgeline.runtime.native.lowering import Limits, Lowering
 from ridgeline.runtime.native.ops import RecordingOps
 from ridgeline.runtime.native.weight import MatrixWeight, TableWeight, VectorWeight
 from ridgeline.runtime.rope import cos_sin
+from ridgeline.runtime.sampler import Sampled, errors_of, raw_logprobs
 
 if TYPE_CHECKING:
+    from ridgeline.engine.logprobs import RawLogprobs
     from ridgeline.facts.kv_layout import KvLayout
+    from ridgeline.runtime.slots import SamplingBatch
     from ridgeline.runtime.weights.tensor import TensorSource
 
 WORKSPACE_FLOATS = 1 << 20
@@ -115,6 +118,41 @@ class NativeBackend:
             logits,
         )
         return logits
+
+    def sample(self, logits: Logits, batch: SamplingBatch) -> Sampled:
+        """Implements `runtime.backend.SamplingBackend`."""
+        tokens = np.empty(len(logits), np.int32)
+        records = batch.records.view(np.uint8).reshape(len(logits), -1)
+        _native.sample(
+            self._pool, logits, records, batch.store, batch.slots, batch.lengths, tokens, tier=self.tier
+        )
+        logprobs: list[RawLogprobs | None] = [None] * len(logits)
+        asking = [i for i, (top, token) in enumerate(zip(batch.num_top, tokens, strict=True)) if top is not None and token >= 0]
+        if asking:
+            num_top = [batch.num_top[i] or 0 for i in asking]
+            found = self._measure(logits, np.array(asking, np.int32), tokens[asking], num_top)
+            for i, raw in zip(asking, found, strict=True):
+                logprobs[i] = raw
+        return Sampled(tokens, errors_of(tokens), tuple(logprobs))
+
+    def logprobs_of(self, logits: Logits, tokens: npt.NDArray[np.int32], num_top: int) -> list[RawLogprobs]:
+        """Implements `runtime.backend.SamplingBackend`."""
+        rows = np.arange(len(tokens), dtype=np.int32)
+        return self._measure(logits, rows, np.ascontiguousarray(tokens), [num_top] * len(rows))
+
+    def _measure(
+        self, logits: Logits, rows: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32], num_top: list[int]
+    ) -> list[RawLogprobs]:
+        """Log probabilities of `tokens` and of the likeliest `num_top[i]` in each `logits[rows[i]]`."""
+        mass, above = np.empty(len(rows), np.int64), np.zeros(len(rows), np.int32)
+        top_ids = np.empty((len(rows), min(max(num_top, default=0), logits.shape[1])), np.int32)
+        _native.measure_logprobs(self._pool, logits, rows, tokens, mass, above, top_ids, tier=self.tier)
+        return [
+            raw_logprobs(logits[row], token, row_mass, row_above, ids[:top])
+            for row, token, row_mass, row_above, ids, top in zip(
+                rows.tolist(), tokens.tolist(), mass.tolist(), above.tolist(), top_ids, num_top, strict=True
+            )
+        ]
 
     def tape_of(self, model: Model) -> Any:
         """The model's `_native.Tape`, for measurements."""
