@@ -2,12 +2,12 @@
 //
 // ridgeline/runtime/sampler.py is the definition, and the token is the same to the last bit: a token's share
 // 2^((logit - largest) * scale) is a float made of multiplications and additions that are rounded one by one, and its weight is
-// that share in whole units of 2^-40. Weights add up exactly in any order, so neither lanes, tiers nor blocks can differ.
+// that share in units of 2^-40, rounded. Weights add up exactly in any order, so neither lanes, tiers nor blocks can differ.
 //
-//     largest -> shares and the mass of each block -> Cut: the least share kept (radix selection) -> walk to the number drawn
+//     largest -> shares: their mass, and the head -> Cut: the least share kept (radix selection) -> walk to the number drawn
 //
-// A row's Cut is nearly always found among its head, the tokens within 2^-10 of the likeliest.
-// Floor: about 30 vector instructions for kLanes logits (the share and its weight), and the row is read twice from the cache.
+// The Cut is nearly always found in the row's head, the tokens within 2^-10 (2^-16 for top_k) of the likeliest.
+// Floor: about 25 vector instructions for kLanes logits (the share and its weight); the row is read twice.
 #pragma once
 
 #include <cmath>
@@ -20,81 +20,136 @@
 
 namespace ridgeline::RL_TIER {
 
-typedef uint64_t VecMass __attribute__((vector_size(sizeof(Vec))));
-typedef uint32_t VecBits32 __attribute__((vector_size(sizeof(Vec))));
+typedef double VecMass __attribute__((vector_size(sizeof(Vec))));  // kLanes / 2 sums
+typedef uint32_t VecBits __attribute__((vector_size(sizeof(Vec))));
 
 inline constexpr int64_t kBlock = 1024;             // tokens whose weights are added up together
-inline constexpr float kHeadShare = 1.0f / 1024;    // 2^-10
+inline constexpr double kUnit = 1099511627776.0;    // 2^40
 inline constexpr uint32_t kOneBits = 0x3f800000;    // of the largest share, 1.0f
-inline constexpr uint32_t kNumKeys = 41u << 23;     // 1.0f down to 2^-40: beyond, weights are 0
+inline constexpr uint32_t kNumKeys = 43u << 23;     // 1.0f down to 2^-42: beyond, weights are 0
 
 // ---- Shares and weights ----
 
 // 2^x for x <= 0 (x below -60 counts as -60); no fused operation, so that every tier and numpy give the same bits.
 RL_INLINE Vec share_of(Vec x) {
     x = max(splat(-60.0f), x);
-    const Vec n = round_nearest(x);
-    const Vec f = x - n;
+    const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: the sum's last bits are x, rounded to the nearest integer
+    const Vec shifted = x + magic;
+    const Vec f = x - (shifted - magic);
     Vec p = splat(1.32647273e-3f);  // as exp2_within
     p = p * f + splat(9.67151299e-3f);
     p = p * f + splat(5.55073359e-2f);
     p = p * f + splat(2.40222424e-1f);
     p = p * f + splat(6.93147004e-1f);
     p = p * f + splat(1.0f);
-    return p * power_of_two(n);
+    return from_bits(bits_of(p) + (bits_of(shifted) << 23));  // p * 2^n
 }
 
-// A share in units of 2^-40, rounded down: its 24 bits, shifted by its exponent.
-static inline int64_t weight_of(float share) {
-    uint32_t bits;
-    std::memcpy(&bits, &share, sizeof bits);
-    const uint32_t shift = 127 - (bits >> 23);
-    return shift > 63 ? 0 : static_cast<int64_t>((static_cast<uint64_t>((bits & 0x7fffff) | 0x800000) << 17) >> shift);
-}
+// A share as a multiple of 2^-40, to the nearest, ties to even: 2^12 + share has no finer digits.
+RL_INLINE double to_unit(double share) { return (share + 4096.0) - 4096.0; }
 
-// The same for kLanes shares (each 2^-63 .. 1 or masked off by `kept`), the even lanes' weights added to the odd ones'.
-RL_INLINE VecMass weights_of(Vec share, VecBits32 kept) {
-    VecBits32 bits;
-    std::memcpy(&bits, &share, sizeof bits);
-    const VecBits32 digits = ((bits & 0x7fffff) | 0x800000) & kept;
-    const VecBits32 shift = (127 - (bits >> 23)) & kept;
-    VecMass digit_pairs, shift_pairs;
-    std::memcpy(&digit_pairs, &digits, sizeof digits);
-    std::memcpy(&shift_pairs, &shift, sizeof shift);
-    const VecMass low = {}, mask = low + 0xffffffffu;
-    return (((digit_pairs & mask) << 17) >> (shift_pairs & mask)) + (((digit_pairs >> 32) << 17) >> (shift_pairs >> 32));
+static inline int64_t weight_of(float share) { return static_cast<int64_t>(to_unit(share) * kUnit); }
+
+// Adds the rounded shares of kLanes tokens. Sums of a block need 10 + 41 bits, so they are exact.
+RL_INLINE void add_weights(VecMass& mass, Vec share) {
+    const VecMass big = VecMass{} + 4096.0;
+#if defined(__AVX512F__)
+    const VecMass low = _mm512_cvtps_pd(_mm512_castps512_ps256(share)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(share, 1));
+#elif defined(__AVX2__)
+    const VecMass low = _mm256_cvtps_pd(_mm256_castps256_ps128(share)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(share, 1));
+#else
+    VecMass low, high;
+    for (int lane = 0; lane < kLanes / 2; ++lane) {
+        low[lane] = share[lane];
+        high[lane] = share[lane + kLanes / 2];
+    }
+#endif
+    mass += ((low + big) - big) + ((high + big) - big);
 }
 
 static inline int64_t sum_of(VecMass mass) {
-    uint64_t sum = 0;
-    for (size_t lane = 0; lane < sizeof(VecMass) / 8; ++lane) sum += mass[lane];
-    return static_cast<int64_t>(sum);
+    double sum = 0;
+    for (size_t lane = 0; lane < sizeof(VecMass) / sizeof(double); ++lane) sum += mass[lane];
+    return static_cast<int64_t>(sum * kUnit);
 }
 
-RL_INLINE VecBits32 all_lanes() { return VecBits32{} - 1; }
+RL_INLINE Vec only(Vec share, VecBits kept) { return from_bits(bits_of(share) & (VecInt)kept); }
+
+// One bit for each lane that is all ones.
+RL_INLINE uint32_t lanes_of(VecBits mask) {
+#if defined(__AVX512F__)
+    return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+#else
+    uint32_t lanes = 0;
+    for (int lane = 0; lane < kLanes; ++lane) lanes |= (mask[lane] & 1u) << lane;
+    return lanes;
+#endif
+}
 
 // The lanes below `count`.
-RL_INLINE VecBits32 first_lanes(int64_t count) {
+RL_INLINE VecBits first_lanes(int64_t count) {
     uint32_t lanes[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane < count ? 0xffffffffu : 0;
-    VecBits32 mask;
+    VecBits mask;
     std::memcpy(&mask, lanes, sizeof mask);
     return mask;
 }
 
-// shares[i] = 2^((x[i] - largest) * scale); returns the mass.
-static int64_t share_block(const float* x, int64_t count, float largest, float scale, float* shares) {
-    VecMass mass = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        const Vec share = share_of((load(x + i) - splat(largest)) * splat(scale));
-        store(shares + i, share);
-        mass += weights_of(share, all_lanes());
+// The tokens of a row whose shares are at least `least`, in order of their ids.
+struct Head {
+    float* shares;
+    int32_t* ids;
+    int64_t size;
+    float least;
+
+    RL_INLINE void take(Head& self, Vec share, int64_t first) {
+        uint32_t lanes = lanes_of((VecBits)(share >= splat(self.least)));
+        if (lanes == 0) return;
+#if defined(__AVX512F__)
+        const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512i id = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(first)), order);
+        const __mmask16 mask = static_cast<__mmask16>(lanes);
+        _mm512_storeu_ps(self.shares + self.size, _mm512_maskz_compress_ps(mask, share));
+        _mm512_storeu_si512(self.ids + self.size, _mm512_maskz_compress_epi32(mask, id));
+        self.size += __builtin_popcount(lanes);
+#else
+        for (; lanes != 0; lanes &= lanes - 1) {
+            const int lane = __builtin_ctz(lanes);
+            self.shares[self.size] = share[lane];
+            self.ids[self.size++] = static_cast<int32_t>(first + lane);
+        }
+#endif
     }
-    if (i < count) {
-        const Vec share = share_of((load_partial(x + i, count - i) - splat(largest)) * splat(scale));
-        store_partial(shares + i, share, count - i);
-        mass += weights_of(share, first_lanes(count - i));
+};
+
+// The logits of a row and how they become shares: 2^((x - largest) * scale).
+struct Scaled {
+    const float* x;
+    int64_t width;
+    float largest;
+    float scale;
+
+    RL_INLINE int64_t block_size(const Scaled& row, int64_t begin) { return row.width - begin < kBlock ? row.width - begin : kBlock; }
+};
+
+// Calls take(share, id of the first lane) for the block from `begin`; lanes beyond the row hold 0. Returns the block's mass.
+template <class Take>
+RL_INLINE int64_t for_block(const Scaled& row, int64_t begin, Take take) {
+    const int64_t end = begin + Scaled::block_size(row, begin);
+    const Vec largest = splat(row.largest), scale = splat(row.scale);
+    VecMass mass = {};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+        const Vec share = share_of((load(row.x + i) - largest) * scale);
+        add_weights(mass, share);
+        take(share, i);
+    }
+    if (i < end) {
+        const Vec share = only(share_of((load_partial(row.x + i, end - i) - largest) * scale), first_lanes(end - i));
+        add_weights(mass, share);
+        take(share, i);
     }
     return sum_of(mass);
 }
@@ -115,21 +170,26 @@ struct Shares {
     int64_t mass;
 };
 
-static int64_t mass_of(const float* shares, int64_t count, const Cut& cut, int64_t first) {
+static int64_t mass_of_block(const float* shares, int64_t begin, int64_t end, const Cut& cut) {
+    const Vec least = splat(cut.least);
     VecMass mass = {};
-    int64_t i = 0, rest = 0;
-    for (; i + kLanes <= count; i += kLanes) {
+    int64_t i = begin, rest = 0;
+    for (; i + kLanes <= end; i += kLanes) {
         const Vec share = load(shares + i);
-        // Equal shares count in the vectors that are wholly at or before `last`.
-        const float bound = first + i + kLanes - 1 <= cut.last ? cut.least : __builtin_inff();
-        VecBits32 kept = (VecBits32)(share > splat(cut.least)) | (VecBits32)(share == splat(bound));
-        if (first + i <= cut.last && first + i + kLanes - 1 > cut.last)
-            kept |= (VecBits32)(share == splat(cut.least)) & first_lanes(cut.last - first - i + 1);
-        mass += weights_of(share, kept);
+        VecBits equal = (VecBits)(share == least);
+        if (i + kLanes - 1 > cut.last) equal &= first_lanes(cut.last - i + 1);
+        add_weights(mass, only(share, (VecBits)(share > least) | equal));
     }
-    for (; i < count; ++i)
-        if (shares[i] > cut.least || (shares[i] == cut.least && first + i <= cut.last)) rest += weight_of(shares[i]);
+    for (; i < end; ++i)
+        if (shares[i] > cut.least || (shares[i] == cut.least && i <= cut.last)) rest += weight_of(shares[i]);
     return sum_of(mass) + rest;
+}
+
+static int64_t mass_of(const float* shares, int64_t count, const Cut& cut) {
+    int64_t mass = 0;
+    for (int64_t begin = 0; begin < count; begin += kBlock)
+        mass += mass_of_block(shares, begin, count - begin < kBlock ? count : begin + kBlock, cut);
+    return mass;
 }
 
 inline constexpr int kNumBuckets = static_cast<int>(kNumKeys >> 18);  // of the first round: 32 for each power of two
@@ -192,7 +252,7 @@ static Cut cut_by_rank(const Shares& shares, const SampleRow& row, Bucket* bucke
     Cut cut = {0.0f, shares.count, shares.mass};
     if (row.min_p > 0) {
         cut.least = row.min_p;
-        cut.mass = mass_of(shares.values, shares.count, cut, 0);
+        cut.mass = mass_of(shares.values, shares.count, cut);
     }
     if (row.top_k > 0 && row.top_k < shares.count) {
         const Cut likeliest = shortest(shares, row.top_k, INT64_MAX, buckets);
@@ -213,8 +273,7 @@ static inline int64_t mass_needed(double top_p, int64_t left) {
 static int64_t walk(const float* shares, int64_t count, const Cut& cut, int64_t target) {
     int64_t reached = 0;
     for (int64_t begin = 0; begin < count; begin += kBlock) {
-        const int64_t size = count - begin < kBlock ? count - begin : kBlock;
-        const int64_t mass = mass_of(shares + begin, size, cut, begin);
+        const int64_t mass = mass_of_block(shares, begin, count - begin < kBlock ? count : begin + kBlock, cut);
         if (reached + mass <= target) {
             reached += mass;
             continue;
@@ -233,80 +292,62 @@ static inline int64_t target_of(double number, int64_t mass) {
     return target < mass ? target : mass - 1;
 }
 
-// What a thread works with, in its scratch.
-struct SampleSpace {
-    float* shares;       // [width]
-    float* head;         // [width]
-    int32_t* head_ids;   // [width]
-    int64_t* masses;     // [blocks]
-    Bucket* buckets;     // [kNumBuckets]
-    uint8_t* seen;       // [width] bytes
-};
-
-static int64_t gather_head(const float* shares, int64_t width, float* head, int32_t* ids) {
-    int64_t size = 0, i = 0;
-    for (; i + kLanes <= width; i += kLanes) {
-        const Vec share = load(shares + i);
-#if defined(__AVX512F__)
-        const __mmask16 in_head = _mm512_cmp_ps_mask(share, splat(kHeadShare), _CMP_GE_OQ);
-        if (in_head == 0) continue;
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const __m512i id = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int32_t>(i)), lanes);
-        _mm512_storeu_ps(head + size, _mm512_maskz_compress_ps(in_head, share));
-        _mm512_storeu_si512(ids + size, _mm512_maskz_compress_epi32(in_head, id));
-        size += __builtin_popcount(in_head);
-#else
-        if (reduce_max(share) < kHeadShare) continue;
-        for (int64_t lane = i; lane < i + kLanes; ++lane)
-            if (shares[lane] >= kHeadShare) {
-                head[size] = shares[lane];
-                ids[size++] = static_cast<int32_t>(lane);
-            }
-#endif
-    }
-    for (; i < width; ++i)
-        if (shares[i] >= kHeadShare) {
-            head[size] = shares[i];
-            ids[size++] = static_cast<int32_t>(i);
-        }
-    return size;
-}
-
 static int32_t draw_from(const Shares& shares, Cut cut, double top_p, double number, Bucket* buckets) {
     if (top_p < 1) cut = shortest(shares, INT64_MAX, mass_needed(top_p, cut.mass), buckets);
     return static_cast<int32_t>(walk(shares.values, shares.count, cut, target_of(number, cut.mass)));
 }
 
+// What a thread works with, in its scratch.
+struct SampleSpace {
+    float* shares;       // [width]
+    int32_t* ids;        // [width]
+    int64_t* masses;     // [blocks]
+    Bucket* buckets;     // [kNumBuckets]
+    uint8_t* seen;       // [width] bytes
+};
+
 // Without truncation: the masses of the blocks lead to the one in which the number falls.
-static int32_t draw_any(const Shares& shares, const int64_t* masses, double number) {
-    int64_t target = target_of(number, shares.mass), block = 0;
-    while (target >= masses[block]) target -= masses[block++];
-    int64_t i = block * kBlock;
-    while ((target -= weight_of(shares.values[i])) >= 0) ++i;
-    return static_cast<int32_t>(i);
+static int32_t draw_any(const Scaled& x, double number, const SampleSpace& space) {
+    int64_t mass = 0;
+    for (int64_t begin = 0; begin < x.width; begin += kBlock)
+        mass += space.masses[begin / kBlock] = for_block(x, begin, [](Vec, int64_t) {});
+    int64_t target = target_of(number, mass), begin = 0;
+    for (; target >= space.masses[begin / kBlock]; begin += kBlock) target -= space.masses[begin / kBlock];
+    for_block(x, begin, [&](Vec share, int64_t first) { store(space.shares + (first - begin), share); });
+    int64_t i = 0;
+    while ((target -= weight_of(space.shares[i])) >= 0) ++i;
+    return static_cast<int32_t>(begin + i);
 }
 
-static int32_t draw_row(const float* x, int64_t width, float largest, const SampleRow& row, double number, const SampleSpace& space) {
+// -1 where the tokens with shares of `least` and more do not decide.
+static int32_t draw_from_head(const Scaled& x, const SampleRow& row, float least, double number, const SampleSpace& space) {
+    Head head = {space.shares, space.ids, 0, least};
     int64_t mass = 0;
-    for (int64_t begin = 0, block = 0; begin < width; begin += kBlock, ++block) {
-        const int64_t size = width - begin < kBlock ? width - begin : kBlock;
-        space.masses[block] = share_block(x + begin, size, largest, row.scale, space.shares + begin);
-        mass += space.masses[block];
+    for (int64_t begin = 0; begin < x.width; begin += kBlock)
+        mass += for_block(x, begin, [&](Vec share, int64_t first) { Head::take(head, share, first); });
+    Shares likely = {head.shares, head.size, 0};
+    likely.mass = mass_of(likely.values, likely.count, {0.0f, likely.count, 0});
+    const bool whole = likely.mass == mass;
+    const bool limited = row.top_k > 0 && row.top_k < x.width;
+    Cut cut = {0.0f, likely.count, mass};
+    if (row.min_p > 0 || limited) {
+        if (!whole && !(row.min_p >= least) && !(limited && row.top_k <= likely.count)) return -1;
+        cut = cut_by_rank(likely, row, space.buckets);
+    } else if (mass_needed(row.top_p, mass) > likely.mass) {
+        return -1;
     }
-    const Shares all = {space.shares, width, mass};
-    const bool by_rank = row.min_p > 0 || (row.top_k > 0 && row.top_k < width);
-    if (!by_rank && row.top_p >= 1) return draw_any(all, space.masses, number);
+    return space.ids[draw_from(likely, cut, row.top_p, number, space.buckets)];
+}
 
-    Shares head = {space.head, gather_head(space.shares, width, space.head, space.head_ids), 0};
-    head.mass = mass_of(head.values, head.count, {0.0f, head.count, 0}, 0);
-    const bool rank_in_head = row.min_p >= kHeadShare || (row.top_k > 0 && row.top_k <= head.count);
-    if (rank_in_head) {
-        const Cut cut = cut_by_rank(head, row, space.buckets);
-        return space.head_ids[draw_from(head, cut, row.top_p, number, space.buckets)];
+static int32_t draw_row(const Scaled& x, const SampleRow& row, double number, const SampleSpace& space) {
+    const bool limited = row.top_k > 0 && row.top_k < x.width;
+    if (!(row.min_p > 0) && !limited && row.top_p >= 1) return draw_any(x, number, space);
+    for (const float least : {1.0f / 1024, 1.0f / 65536}) {
+        if (limited && least > 1.0f / 65536) continue;  // a fixed number of tokens reaches further down
+        const int32_t token = draw_from_head(x, row, least, number, space);
+        if (token >= 0) return token;
     }
-    if (!by_rank && mass_needed(row.top_p, mass) <= head.mass)
-        return space.head_ids[draw_from(head, {0.0f, head.count, mass}, row.top_p, number, space.buckets)];
-    return draw_from(all, cut_by_rank(all, row, space.buckets), row.top_p, number, space.buckets);
+    return draw_from_head(x, row, 0.0f, number, space);
 }
 
 // ---- Penalties ----
@@ -337,14 +378,13 @@ static void penalize(float* x, int64_t width, const SampleRow& row, const int32_
 }
 
 static SampleSpace sample_space(Team& team, int64_t width) {
-    const size_t padded = static_cast<size_t>((width + 63) / 64 * 64 + 64), blocks = padded / kBlock + 8;
-    char* at = static_cast<char*>(team.scratch(padded * 13 + blocks * 8 + kNumBuckets * sizeof(Bucket)));
+    const size_t padded = static_cast<size_t>(width + kBlock), blocks = padded / kBlock + 1;
+    char* at = static_cast<char*>(team.scratch(padded * 9 + blocks * 8 + kNumBuckets * sizeof(Bucket)));
     SampleSpace space;
     space.buckets = reinterpret_cast<Bucket*>(at);
     space.masses = reinterpret_cast<int64_t*>(at += kNumBuckets * sizeof(Bucket));
     space.shares = reinterpret_cast<float*>(at += blocks * 8);
-    space.head = reinterpret_cast<float*>(at += padded * 4);
-    space.head_ids = reinterpret_cast<int32_t*>(at += padded * 4);
+    space.ids = reinterpret_cast<int32_t*>(at += padded * 4);
     space.seen = reinterpret_cast<uint8_t*>(at + padded * 4);
     return space;
 }
@@ -360,7 +400,7 @@ static void sample(const SampleArgs& args, Team& team) {
         if (token >= 0 && !std::isfinite(x[token])) token = -1;
         if (token >= 0 && row.scale > 0) {
             const double number = philox_uniform(row.seed, static_cast<uint64_t>(args.lengths[r]));
-            token = draw_row(x, args.width, x[token], row, number, space);
+            token = draw_row({x, args.width, x[token], row.scale}, row, number, space);
         }
         args.chosen[r] = token;
     }
@@ -384,7 +424,6 @@ static void top_of(const float* x, int64_t width, int64_t count, int32_t* ids) {
 }
 
 static void measure_logprobs(const LogprobArgs& args, Team& team) {
-    float* shares = static_cast<float*>(team.scratch(kBlock * sizeof(float)));
     const Range share = team.share(args.num_rows);
     for (int64_t r = share.begin; r < share.end; ++r) {
         const float* x = args.logits + args.rows[r] * args.width;
@@ -395,11 +434,9 @@ static void measure_logprobs(const LogprobArgs& args, Team& team) {
         }
         const float largest = x[likeliest], own = x[args.tokens[r]];
         int64_t mass = 0, above = 0;
-        for (int64_t begin = 0; begin < args.width; begin += kBlock) {
-            const int64_t size = args.width - begin < kBlock ? args.width - begin : kBlock;
-            mass += share_block(x + begin, size, largest, 1.44269504f, shares);
-            for (int64_t i = begin; i < begin + size; ++i) above += x[i] > own;
-        }
+        const Scaled row = {x, args.width, largest, 1.44269504f};
+        for (int64_t begin = 0; begin < args.width; begin += kBlock) mass += for_block(row, begin, [](Vec, int64_t) {});
+        for (int64_t i = 0; i < args.width; ++i) above += x[i] > own;
         args.mass[r] = mass;
         args.above[r] = static_cast<int32_t>(above);
         if (args.num_top > 0) top_of(x, args.width, args.num_top, args.top_ids + r * args.num_top);

@@ -6,8 +6,8 @@ log_softmax after bias, penalties and min_tokens, before temperature.
 
 Backends with a sampler of their own choose exactly the same tokens, because everything that decides is exact:
 a token's *share* is 2**((logit - largest) * log2(e) / temperature) as a float32 polynomial whose
-operations are rounded one by one, and its *weight* the share in whole units of 2**-40. Integers add up
-to the same sum in any order. (Shares below 2**-40 weigh nothing: such tokens are never drawn.)
+operations are rounded one by one, and its *weight* the share in units of 2**-40, rounded. Integers add up to
+the same sum in any order. (Shares below 2**-41 weigh nothing: such tokens are never drawn.)
 
 A row's token is a function of its logits, its parameters, its tokens and (seed, position) alone:
 nothing here mixes rows, so what else is in the batch cannot change it.
@@ -193,8 +193,8 @@ def exp2(x: Array) -> Array:
 
 
 def weights_of(shares: Array) -> Int64Array:
-    """Shares in units of 2**-40, rounded down (exact: a float64 holds the product)."""
-    return (shares.astype(np.float64) * float(ONE)).astype(np.int64)
+    """Shares in units of 2**-40, to the nearest, ties to even (the product is exact in float64)."""
+    return np.rint(shares.astype(np.float64) * float(ONE)).astype(np.int64)
 
 
 def kept_tokens(shares: Array, weights: Int64Array, row: np.void) -> Int64Array | None:

@@ -55,24 +55,25 @@ def adjusted(
 
 
 def drawn(logits: np.ndarray, params: SamplingParams, uniform: float) -> int:
-    """Sort everything, cut, walk until the running sum passes `uniform`."""
-    scaled = (logits - logits.max()) / np.float32(params.temperature)
-    order = np.argsort(-scaled, kind="stable").tolist()
-    shares = np.exp(scaled[order]).tolist()
+    """Sort everything, cut, walk over what is kept by id until the running sum passes `uniform`."""
+    scaled = (logits - logits.max()).astype(np.float64) / params.temperature
+    kept = np.argsort(-scaled, kind="stable").tolist()
+    shares = np.exp(scaled).tolist()
     if params.min_p:
-        shares = [share for share in shares if share >= params.min_p]
+        kept = [token for token in kept if shares[token] >= params.min_p]
     if params.top_k:
-        shares = shares[: params.top_k]
-    target, count, reached = params.top_p * math.fsum(shares), 0, 0.0
-    while reached < target and count < len(shares):
-        reached += shares[count]
+        kept = kept[: params.top_k]
+    target, count, reached = params.top_p * math.fsum(shares[token] for token in kept), 0, 0.0
+    while reached < target and count < len(kept):
+        reached += shares[kept[count]]
         count += 1
-    target, reached = uniform * math.fsum(shares[:count]), 0.0
-    for index in range(count):
-        reached += shares[index]
+    kept = sorted(kept[:count])
+    target, reached = uniform * math.fsum(shares[token] for token in kept), 0.0
+    for token in kept:
+        reached += shares[token]
         if reached > target:
-            return order[index]
-    return order[count - 1]
+            return token
+    return kept[-1]
 
 
 def number(seed: int, position: int) -> float:
