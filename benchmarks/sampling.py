@@ -67,12 +67,12 @@ def measure(params: SamplingParams, logits: Logits, pool: Any, repeats: int) -> 
     nothing = np.empty(0, np.int32)
     rows = [SampleRow(params, i, LENGTH, store[i], 64, nothing) for i in range(batch)]
     records = np.array([record(params, i, 64) for i in range(batch)], ROW)
-    records = records.view(np.uint8).reshape(batch, -1)
+    as_bytes = records.view(np.uint8).reshape(batch, -1)
     slots, lengths = np.arange(batch, dtype=np.int32), np.full(batch, LENGTH, np.int32)
     chosen = np.empty(batch, np.int32)
 
     def native(values: Logits) -> npt.NDArray[np.int32]:
-        _native.sample(pool, values, records, store, slots, lengths, chosen)
+        _native.sample(pool, values, as_bytes, store, slots, lengths, chosen)
         return chosen
 
     same = bool((native(logits.copy()) == sample(logits.copy(), rows).tokens).all())

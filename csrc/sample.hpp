@@ -6,7 +6,8 @@
 //
 //     largest -> shares: their mass, and the head -> Cut: the least share kept (radix selection) -> walk to the number drawn
 //
-// The Cut is nearly always found in the row's head, the tokens within 2^-10 (2^-16 for top_k) of the likeliest.
+// The Cut is nearly always found in the row's head, the tokens within 2^-10 of the likeliest (for top_k: those that reach
+// the k-th largest maximum of a chunk).
 // Floor: about 25 vector instructions for kLanes logits (the share and its weight); the row is read twice.
 #pragma once
 
@@ -105,7 +106,10 @@ struct Head {
     float least;
 
     RL_INLINE void take(Head& self, Vec share, int64_t first) {
-        uint32_t lanes = lanes_of((VecBits)(share >= splat(self.least)));
+        take_lanes(self, share, lanes_of((VecBits)(share >= splat(self.least))), first);
+    }
+
+    RL_INLINE void take_lanes(Head& self, Vec share, uint32_t lanes, int64_t first) {
         if (lanes == 0) return;
 #if defined(__AVX512F__)
         const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -199,17 +203,27 @@ struct Bucket {
     int64_t mass;
 };
 
-// One round of the selection: tokens whose key begins as `prefix` says are counted by the next bits of it.
+RL_INLINE void count_in(Bucket* buckets, float share, uint32_t prefix, int prefix_shift, int shift, uint32_t mask) {
+    uint32_t bits;
+    std::memcpy(&bits, &share, sizeof bits);
+    const uint32_t key = kOneBits - bits;
+    if (key >= kNumKeys || (key >> prefix_shift) != prefix) return;
+    Bucket& bucket = buckets[(key >> shift) & mask];
+    ++bucket.count;
+    bucket.mass += weight_of(share);
+}
+
+// One round of the selection: tokens whose key begins as `prefix` says are counted by the next bits of it. In all rounds
+// but the first those are few, and are looked for by vectors.
 static void fill_buckets(const Shares& shares, uint32_t prefix, int prefix_shift, int shift, uint32_t mask, Bucket* buckets) {
-    for (int64_t i = 0; i < shares.count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, shares.values + i, sizeof bits);
-        const uint32_t key = kOneBits - bits;
-        if (key >= kNumKeys || (key >> prefix_shift) != prefix) continue;
-        Bucket& bucket = buckets[(key >> shift) & mask];
-        ++bucket.count;
-        bucket.mass += weight_of(shares.values[i]);
-    }
+    int64_t i = 0;
+    if (prefix_shift < 31)
+        for (; i + kLanes <= shares.count; i += kLanes) {
+            const VecBits key = kOneBits - (VecBits)bits_of(load(shares.values + i));
+            for (uint32_t lanes = lanes_of((VecBits)((key >> prefix_shift) == prefix)); lanes != 0; lanes &= lanes - 1)
+                count_in(buckets, shares.values[i + __builtin_ctz(lanes)], prefix, prefix_shift, shift, mask);
+        }
+    for (; i < shares.count; ++i) count_in(buckets, shares.values[i], prefix, prefix_shift, shift, mask);
 }
 
 // The shortest prefix, likeliest first (the lower index first on ties), of `count` tokens or of mass `mass`, whichever is
@@ -339,11 +353,61 @@ static int32_t draw_from_head(const Scaled& x, const SampleRow& row, float least
     return space.ids[draw_from(likely, cut, row.top_p, number, space.buckets)];
 }
 
+inline constexpr int64_t kChunk = 64;
+
+// Floats in order as integers in order.
+static inline int32_t ordered(float value) {
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+// The largest value that at least `count` (<= size) of the keys reach, by bisection.
+static int32_t reached_by(const int32_t* keys, int64_t size, int64_t count) {
+    int64_t low = INT32_MIN, high = INT32_MAX;
+    while (low < high) {
+        const int64_t middle = low + (high - low + 1) / 2;
+        int32_t reaching = 0;
+        for (int64_t i = 0; i < size; ++i) reaching += keys[i] >= static_cast<int32_t>(middle);
+        if (reaching >= count) low = middle;
+        else high = middle - 1;
+    }
+    return static_cast<int32_t>(low);
+}
+
+// top_k without the mass of the row: k chunks have a logit of `bound` or more, so the k likeliest tokens are among those
+// that reach it, and only these become shares. Shares are rounded: the bound is lowered by far more than that.
+static int32_t draw_from_top(const Scaled& x, const SampleRow& row, double number, const SampleSpace& space) {
+    const int64_t num_chunks = x.width / kChunk;
+    int32_t* keys = space.ids;
+    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+        Vec largest = load(x.x + chunk * kChunk);
+        for (int64_t i = kLanes; i < kChunk; i += kLanes) largest = max(largest, load(x.x + chunk * kChunk + i));
+        keys[chunk] = ordered(reduce_max(largest));
+    }
+    const int32_t key = reached_by(keys, num_chunks, row.top_k);
+    const int32_t bits = key ^ ((key >> 31) & 0x7fffffff);
+    float bound;
+    std::memcpy(&bound, &bits, sizeof bound);
+    bound -= 1e-4f / x.scale + 1e-6f * std::fabs(bound);
+
+    Head head = {space.shares, space.ids, 0, 0.0f};
+    for_each_vec(x.width, [&](int64_t i, int64_t count) {
+        const Vec logits = load_partial(x.x + i, count);
+        uint32_t lanes = lanes_of((VecBits)(logits >= splat(bound)));
+        if (count < kLanes) lanes &= (1u << count) - 1;
+        if (lanes != 0) Head::take_lanes(head, share_of((logits - splat(x.largest)) * splat(x.scale)), lanes, i);
+    });
+    Shares likely = {head.shares, head.size, 0};
+    likely.mass = mass_of(likely.values, likely.count, {0.0f, likely.count, 0});
+    return space.ids[draw_from(likely, cut_by_rank(likely, row, space.buckets), row.top_p, number, space.buckets)];
+}
+
 static int32_t draw_row(const Scaled& x, const SampleRow& row, double number, const SampleSpace& space) {
     const bool limited = row.top_k > 0 && row.top_k < x.width;
     if (!(row.min_p > 0) && !limited && row.top_p >= 1) return draw_any(x, number, space);
-    for (const float least : {1.0f / 1024, 1.0f / 65536}) {
-        if (limited && least > 1.0f / 65536) continue;  // a fixed number of tokens reaches further down
+    if (limited && row.top_k <= x.width / kChunk) return draw_from_top(x, row, number, space);
+    for (const float least : {0x1p-10f, 0x1p-20f}) {
         const int32_t token = draw_from_head(x, row, least, number, space);
         if (token >= 0) return token;
     }

@@ -85,8 +85,6 @@ class SamplingBackend(Protocol):
         """A token for each row of `logits` `[m, vocab]`, biased and masked already. Penalties are written into it."""
         ...
 
-    def logprobs_of(
-        self, logits: Logits, tokens: npt.NDArray[np.int32], num_top: int
-    ) -> list[RawLogprobs]:
+    def logprobs_of(self, logits: Logits, tokens: npt.NDArray[np.int32], num_top: int) -> list[RawLogprobs]:
         """As `sampler.logprobs_of`."""
         ...

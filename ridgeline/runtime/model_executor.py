@@ -184,5 +184,7 @@ class ModelExecutor:
         following = self._slots.prompt_after(row)
         first = last - row.count + 1
         params: SamplingParams = self._slots.params(row.request_id)
-        logprobs_of = self.backend.logprobs_of if isinstance(self.backend, SamplingBackend) else numpy_logprobs_of
+        logprobs_of = (
+            self.backend.logprobs_of if isinstance(self.backend, SamplingBackend) else numpy_logprobs_of
+        )
         return logprobs_of(logits[first : first + len(following)], following, params.prompt_logprobs or 0)

@@ -35,7 +35,9 @@ ONE = 1 << 40
 """The weight of a share of 1, that of the likeliest token."""
 LEAST_EXPONENT = np.float32(-60)
 """Shares do not get smaller than 2 to this; they weigh nothing long before."""
-EXP2 = tuple(np.float32(c) for c in (1.32647273e-3, 9.67151299e-3, 5.55073359e-2, 2.40222424e-1, 6.93147004e-1, 1))
+EXP2 = tuple(
+    np.float32(c) for c in (1.32647273e-3, 9.67151299e-3, 5.55073359e-2, 2.40222424e-1, 6.93147004e-1, 1)
+)
 """Minimax polynomial of 2**f on |f| <= 1/2, highest power first; relative error 9e-8."""
 MIN_TEMPERATURE = 1e-5
 """A smaller one counts as this: nothing but the likeliest token is left anyway."""
@@ -102,7 +104,7 @@ def sample(logits: Array, rows: Sequence[SampleRow]) -> Sampled:
     tokens = np.argmax(logits, axis=1).astype(np.int32)
     finite = np.isfinite(logits[np.arange(len(rows)), tokens])  # argmax stops at the first NaN
     drawn = np.flatnonzero(finite)
-    tokens[drawn] = draw(logits, [rows[i] for i in drawn], drawn)
+    tokens[drawn] = draw(logits, [rows[i] for i in drawn.tolist()], drawn)
     tokens[~finite] = -1
     asking = [i for i in drawn.tolist() if rows[i].params.logprobs is not None]
     logprobs: list[RawLogprobs | None] = [None] * len(rows)

@@ -100,10 +100,17 @@ def test_the_same_token_on_every_tier(
 @pytest.mark.parametrize("vocab", [49_152, 262_144])
 def test_large_vocabularies(tier: str, kind: str, vocab: int) -> None:
     variety = [
-        SamplingParams(), SamplingParams(top_p=0.9), SamplingParams(top_p=0.999), SamplingParams(top_k=40),
-        SamplingParams(top_k=100_000, top_p=0.7, temperature=3.0), SamplingParams(min_p=0.05),
-        SamplingParams(min_p=1e-6, top_p=0.95), SamplingParams(temperature=0), SamplingParams(temperature=0.6),
-    ]  # fmt: skip
+        SamplingParams(),
+        SamplingParams(top_p=0.9),
+        SamplingParams(top_p=0.999),
+        SamplingParams(top_k=40),
+        SamplingParams(top_k=64, top_p=0.95),
+        SamplingParams(top_k=100_000, top_p=0.7, temperature=3.0),
+        SamplingParams(min_p=0.05),
+        SamplingParams(min_p=1e-6, top_p=0.95),
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0.6),
+    ]
     rows = rows_of(variety, 11, 30, vocab)
     logits = logits_of(kind, len(rows), vocab, 5)
     assert native_tokens(logits.copy(), rows, tier).tolist() == sample(logits.copy(), rows).tokens.tolist()
@@ -111,7 +118,8 @@ def test_large_vocabularies(tier: str, kind: str, vocab: int) -> None:
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_row_does_not_depend_on_the_others_or_on_threads(tier: str) -> None:
-    variety = [SamplingParams(top_p=0.9), SamplingParams(), SamplingParams(top_k=5), SamplingParams(temperature=9)]
+    variety = [SamplingParams(top_p=0.9), SamplingParams()]
+    variety += [SamplingParams(top_k=5), SamplingParams(temperature=9)]
     rows = rows_of([variety[i % 4] for i in range(33)], 3, 20, 5003)
     logits = logits_of("normal", 33, 5003, 9)
     together = native_tokens(logits.copy(), rows, tier)
@@ -182,9 +190,15 @@ def test_sizes_and_ids_are_checked() -> None:
     store, zeros = np.zeros((1, 4), np.int32), np.zeros(2, np.int32)
     good = [logits, records, store, zeros, zeros, zeros.copy()]
     native.sample(pool, *good, tier=TIERS[0])
-    for at, wrong, name in (
-        (1, records[:1], "rows"), (1, np.zeros((2, 8), np.uint8), "rows"), (3, zeros + 1, "slots"), (3, zeros - 1, "slots"),
-        (4, zeros + 5, "lengths"), (4, zeros[:1], "lengths"), (0, np.zeros((2, 0), np.float32), "logits"),
-    ):  # fmt: skip
+    cases = [
+        (1, records[:1], "rows"),
+        (1, np.zeros((2, 8), np.uint8), "rows"),
+        (3, zeros + 1, "slots"),
+        (3, zeros - 1, "slots"),
+        (4, zeros + 5, "lengths"),
+        (4, zeros[:1], "lengths"),
+        (0, np.zeros((2, 0), np.float32), "logits"),
+    ]
+    for at, wrong, name in cases:
         with pytest.raises(ValueError, match=name):
             native.sample(pool, *[wrong if i == at else value for i, value in enumerate(good)], tier=TIERS[0])

@@ -19,9 +19,7 @@ def row(
     stops: list[int] | None = None,
 ) -> SampleRow:  # fmt: skip
     known = np.array(tokens or [1], np.int32)
-    return SampleRow(
-        params, seed, len(known), known, num_prompt, np.array(stops or [], np.int32)
-    )
+    return SampleRow(params, seed, len(known), known, num_prompt, np.array(stops or [], np.int32))
 
 
 def one(logits: np.ndarray, params: SamplingParams, **about: object) -> int:

@@ -127,7 +127,11 @@ class NativeBackend:
             self._pool, logits, records, batch.store, batch.slots, batch.lengths, tokens, tier=self.tier
         )
         logprobs: list[RawLogprobs | None] = [None] * len(logits)
-        asking = [i for i, (top, token) in enumerate(zip(batch.num_top, tokens, strict=True)) if top is not None and token >= 0]
+        asking = [
+            i
+            for i, (top, token) in enumerate(zip(batch.num_top, tokens, strict=True))
+            if top is not None and token >= 0
+        ]
         if asking:
             num_top = [batch.num_top[i] or 0 for i in asking]
             found = self._measure(logits, np.array(asking, np.int32), tokens[asking], num_top)
