@@ -61,7 +61,7 @@ def milliseconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
 
 
 def measure(params: SamplingParams, logits: Logits, pool: Any, repeats: int) -> dict[str, Any]:
-    """Both samplers on the same rows. Penalties are applied to the logits again at each call; that is as slow."""
+    """Both samplers on the same rows. Penalties are applied anew at each call."""
     batch, vocab = logits.shape
     store = np.random.default_rng(1).integers(0, vocab, (batch, LENGTH)).astype(np.int32)
     nothing = np.empty(0, np.int32)

@@ -80,7 +80,7 @@ void bind_sample(nb::module_& module) {
                "tokens[slots[r], :lengths[r]] are the request's, for penalties, which are written into the logits.");
     module.def("measure_logprobs", &measure_logprobs, nb::arg("pool"), nb::arg("logits"), nb::arg("rows"), nb::arg("tokens"), nb::arg("mass"),
                nb::arg("above"), nb::arg("top_ids"), nb::arg("tier") = "",
-               "For logits[rows[i]]: the sum of weights at temperature 1 in units of 2^-40, how many logits are above that of tokens[i], the likeliest ids. mass -1: not finite.");
+               "For logits[rows[i]]: the sum of weights at temperature 1 in units of 2^-40, how many tokens come before tokens[i], the likeliest ids. mass -1: not finite.");
     module.def("philox_uniform", &philox_uniform, nb::arg("seed"), nb::arg("position"), "The random number of (seed, position), in [0, 1).");
 }
 

@@ -500,7 +500,8 @@ static void measure_logprobs(const LogprobArgs& args, Team& team) {
         int64_t mass = 0, above = 0;
         const Scaled row = {x, args.width, largest, 1.44269504f};
         for (int64_t begin = 0; begin < args.width; begin += kBlock) mass += for_block(row, begin, [](Vec, int64_t) {});
-        for (int64_t i = 0; i < args.width; ++i) above += x[i] > own;
+        for (int64_t i = 0; i < args.tokens[r]; ++i) above += x[i] >= own;
+        for (int64_t i = args.tokens[r]; i < args.width; ++i) above += x[i] > own;
         args.mass[r] = mass;
         args.above[r] = static_cast<int32_t>(above);
         if (args.num_top > 0) top_of(x, args.width, args.num_top, args.top_ids + r * args.num_top);

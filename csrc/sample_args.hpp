@@ -34,7 +34,7 @@ struct SampleArgs {
     int32_t* chosen;           // [num_rows]
 };
 
-// For row rows[i] of the logits: the sum of its weights at temperature 1 (-1: not finite, and nothing else is written), how many logits are above that of tokens[i],
+// For row rows[i] of the logits: the sum of its weights at temperature 1 (-1: not finite, and nothing else is written), how many tokens come before tokens[i] (larger, or equal with a lower id),
 // and the ids of the `num_top` largest (largest first, the lower id first on ties; num_top <= width).
 struct LogprobArgs {
     const float* logits;       // [any, width]

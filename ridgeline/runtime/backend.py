@@ -79,10 +79,10 @@ class Backend(Protocol):
 
 @runtime_checkable
 class SamplingBackend(Protocol):
-    """A backend that also samples, exactly as `runtime/sampler.py` defines: the same token for the same row."""
+    """A backend that also samples: exactly the tokens that `runtime/sampler.py` defines."""
 
     def sample(self, logits: Logits, batch: SamplingBatch) -> Sampled:
-        """A token for each row of `logits` `[m, vocab]`, biased and masked already. Penalties are written into it."""
+        """A token for each row of `logits` `[m, vocab]`, biased and masked already (penalties are not)."""
         ...
 
     def logprobs_of(self, logits: Logits, tokens: npt.NDArray[np.int32], num_top: int) -> list[RawLogprobs]:

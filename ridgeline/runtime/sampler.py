@@ -168,7 +168,7 @@ def draw(logits: Array, rows: Sequence[SampleRow], index: Int64Array | None = No
 
 
 def draw_row(logits: Array, row: np.void, number: float) -> int:
-    """The token at `number` in [0, 1) of the distribution that `row` (a `ROW`) makes of `logits` `[vocab]`."""
+    """The token at `number` in [0, 1) of what `row` (a `ROW`) makes of `logits` `[vocab]`."""
     if row["scale"] == 0:
         return int(np.argmax(logits))
     shares = exp2((logits - logits.max()) * row["scale"])
@@ -221,7 +221,7 @@ def kept_tokens(shares: Array, weights: Int64Array, row: np.void) -> Int64Array 
 
 
 def by_share(shares: Array) -> Int64Array:
-    """Ids by falling share, ties by id: (bits of the share, id) sorts as one integer, as floats do from 0 on."""
+    """Ids by falling share, ties by id: (bits of the share, id) sorts as one integer."""
     bits = np.uint64(0x3F800000) - shares.view(np.uint32).astype(np.uint64)
     keys = (bits << np.uint64(32)) | np.arange(len(shares), dtype=np.uint64)
     keys.sort()
@@ -239,7 +239,7 @@ def logprobs_of(logits: Array, tokens: Int32Array, num_top: int) -> list[RawLogp
         mass = -1
         if np.isfinite(largest):
             mass = int(weights_of(exp2((row - largest) * np.float32(LOG2_E))).sum())
-        above = int((row > row[token]).sum())
+        above = int((row > row[token]).sum() + (row[:token] == row[token]).sum())
         result.append(raw_logprobs(row, token, mass, above, top_ids(row, num_top)))
     return result
 

@@ -18,7 +18,7 @@ POOLS = {(tier, threads): native.ThreadPool(threads, tier) for tier in TIERS for
 
 
 def rows_of(params: list[SamplingParams], seed: int, length: int, vocab: int) -> list[SampleRow]:
-    """One row for each, with tokens (prompt: the first third) of its own, some of them beyond the vocabulary."""
+    """One row for each, with tokens of its own (the first third a prompt), some beyond the vocabulary."""
     rng = np.random.default_rng(seed)
     rows = []
     for i, one in enumerate(params):
