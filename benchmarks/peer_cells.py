@@ -117,10 +117,10 @@ def size(entrant: Entrant, work: Workload) -> Figures:
 CELLS: dict[str, Cell] = {
     "decode": Cell(decode),
     "prefill": Cell(prefill),
-    "aggregate": Cell(aggregate, 3),
-    "offline": Cell(offline, 3),
+    "aggregate": Cell(aggregate, 2),
+    "offline": Cell(offline, 2),
     "http": Cell(http, 2),
-    "cold": Cell(cold, 3),
+    "cold": Cell(cold, 2),
     "size": Cell(size, 1),
 }
 
