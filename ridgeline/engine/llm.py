@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ridgeline.engine import interrupts
 from ridgeline.engine.errors import EngineClosed, InvalidParameter
 from ridgeline.engine.intake import Job
 from ridgeline.engine.output_processor import OutputBuilder
@@ -110,7 +111,7 @@ class LLM:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, add_special_tokens: bool = True
-    ) -> Iterator[CompletionDelta]:
+    ) -> Generator[CompletionDelta, None, None]:
         """Deltas as they come, of all n completions. Closing the iterator aborts.
 
         The prompt is checked when the iterator is first advanced.
@@ -175,9 +176,10 @@ class LLM:
         """What has arrived for a job, stepping until something has; [] when it is finished and read."""
         arrived = self._arrived[job.id]
         while not arrived and job.id in self._loop.jobs:
-            for owner, delta in self._loop.step():
-                self._arrived[owner].append(delta)
-            self._loop.take_events()
+            with interrupts.held_back():
+                for owner, delta in self._loop.step():
+                    self._arrived[owner].append(delta)
+                self._loop.take_events()
         self._arrived[job.id] = []
         return arrived
 

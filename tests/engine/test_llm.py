@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -52,6 +53,25 @@ def test_nothing_runs_when_one_prompt_is_bad() -> None:
     with pytest.raises(ContextLengthExceeded):
         llm.generate(["fine", [1] * 999])
     assert executor.plans == []
+
+
+def test_an_interrupt_waits_for_the_end_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the second of two: an engine with a plan in flight could not go on."""
+    llm, executor = scripted(echo)
+    collect = executor.collect
+
+    def interrupted() -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return collect()
+
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(executor, "collect", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate("one")
+        assert not llm.parts.engine.has_work()
+    assert llm.generate("two")[0].completions[0].text == "two"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_chat() -> None:
