@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Generator, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,11 +16,15 @@ from ridgeline.cli.printing import load_progress
 
 if TYPE_CHECKING:
     from ridgeline.engine.llm import LLM
+    from ridgeline.engine.outputs import CompletionDelta
     from ridgeline.engine.sampling_params import SamplingParams
 
 _DEFAULT_ENGINE = EngineFlags()
 _DEFAULT_SAMPLING = SamplingFlags()
-_HELP = "/reset forgets all, /system TEXT sets the system message, /stats switches figures, /quit ends"
+_HELP = (
+    "/reset forgets all, /system TEXT sets the system message, /stats switches figures, /quit ends, "
+    "Ctrl-C cuts an answer short"
+)
 
 
 @flattened
@@ -94,7 +101,8 @@ class Conversation:
         messages = [*before, *self.messages, {"role": "user", "content": text}]
         try:
             stream = self.llm.stream(self.llm.render_chat(messages), self.params, add_special_tokens=False)
-            streamed = collect(stream, 1, show=not self.json)
+            by_hand = not self.json and sys.stdin.isatty()
+            streamed = collect(_until_interrupted(stream) if by_hand else stream, 1, show=not self.json)
         except InvalidParameter as error:  # too long, for example: say so and go on
             print(f"error: {error} (/reset forgets the conversation)", file=sys.stderr)
             return
@@ -126,3 +134,24 @@ class Conversation:
                 f"{streamed.num_tokens} tokens at {streamed.tokens_per_s or 0:.0f}/s]",
                 file=sys.stderr,
             )
+
+
+def _until_interrupted(stream: Generator[CompletionDelta, None, None]) -> Iterator[CompletionDelta]:
+    """The stream up to the first Ctrl-C, which ends it between two steps; a second one interrupts as ever."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        for delta in stream:
+            yield delta
+            if interrupted:
+                break
+    finally:
+        signal.signal(signal.SIGINT, before)
+        stream.close()

@@ -263,6 +263,28 @@ def test_interrupt_is_quiet(default_model: ModelSource) -> None:
     assert b"Traceback" not in error
 
 
+def test_an_interrupt_cuts_an_answer_short_and_the_chat_goes_on(default_model: ModelSource) -> None:
+    pty = pytest.importorskip("pty")
+    mine, its = pty.openpty()
+    command = [*RIDGELINE, "chat", "-m", "1500", "--ignore-eos", *SMALL, "--max-model-len", "2048"]
+    process = subprocess.Popen(command, stdin=its, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.close(its)
+    try:
+        assert process.stdout is not None
+        os.write(mine, b"Count to a million.\n")
+        while process.stdout.read(1) in b"> ":  # the prompt, then the answer
+            pass
+        process.send_signal(signal.SIGINT)
+        os.write(mine, b"/quit\n")
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert b"Traceback" not in error
+    finally:
+        process.kill()
+        process.wait()
+        os.close(mine)
+
+
 def test_a_broken_pipe_is_quiet() -> None:
     process = subprocess.Popen(
         [*RIDGELINE, "serve", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
