@@ -16,6 +16,7 @@
 #pragma once
 
 #include "attention_amx.hpp"
+#include "attention_amx_int8.hpp"
 #include "attention_args.hpp"
 #include "attention_dot.hpp"
 #include "attention_rows.hpp"
@@ -38,6 +39,9 @@ struct TileBuffers {
     float* key_scales;    // [kAttentionChunk] each; the three below only where the cache is int8
     float* value_scales;
     uint8_t* expanded;    // [kAttentionChunk][head_dim] bf16: first keys, then values
+#if defined(__AMX_TILE__)
+    ByteTileBuffers bytes;  // instead of `queries` and `expanded`, where fits_byte_tiles
+#endif
 };
 
 RL_INLINE int64_t values_floats(int64_t head_dim) { return kTileRows * head_dim; }
@@ -47,7 +51,10 @@ RL_INLINE int64_t partial_floats(int64_t head_dim) { return 2 * kTileRows + valu
 
 static TileBuffers tile_buffers(Team& team, const KvLayer& layer) {
     const int64_t head_dim = layer.head_dim;
-    const int64_t expanded_floats = layer.is_int8 ? kAttentionChunk * (2 + head_dim / 2) : 0;
+    int64_t expanded_floats = layer.is_int8 ? kAttentionChunk * (2 + head_dim / 2) : 0;
+#if defined(__AMX_TILE__)
+    if (fits_byte_tiles(layer)) expanded_floats = 2 * kAttentionChunk + kByteTileFloats;
+#endif
     const int64_t num_floats = values_floats(head_dim) / 2 + kTileRows * kAttentionChunk + 2 * partial_floats(head_dim) + expanded_floats;
     float* at = static_cast<float*>(team.scratch(static_cast<size_t>(num_floats) * sizeof(float)));
     TileBuffers buffers = {};
@@ -64,6 +71,9 @@ static TileBuffers tile_buffers(Team& team, const KvLayer& layer) {
     buffers.key_scales = at;
     buffers.value_scales = at + kAttentionChunk;
     buffers.expanded = reinterpret_cast<uint8_t*>(at + 2 * kAttentionChunk);
+#if defined(__AMX_TILE__)
+    if (fits_byte_tiles(layer)) buffers.bytes = byte_tile_buffers(at + 2 * kAttentionChunk);
+#endif
     return buffers;
 }
 
@@ -122,22 +132,14 @@ static void find_chunk(const AttentionArgs& args, const QueryTile& tile, int64_t
         const int64_t offset = position % layer.block_size;
         found.keys[at / kGroupTokens] = key_part(layer, block, tile.kv_head) + offset * layer.head_dim * element;
         found.values[at / kGroupTokens] = value_part(layer, block, tile.kv_head) + offset * 16 * element;
-    }
-}
-
-static void find_scales(const AttentionArgs& args, const QueryTile& tile, int64_t chunk, Span computed, const TileBuffers& buffers) {
-    const KvLayer& layer = args.layer;
-    for (int64_t at = computed.begin; at < computed.end; at += kGroupTokens) {
-        const int64_t position = chunk * kAttentionChunk + at;
-        const int64_t block = block_of(args.rows, tile.request, position / layer.block_size);
-        const int64_t offset = position % layer.block_size;
-        load_scales(key_scales(layer, block, tile.kv_head) + offset, buffers.key_scales + at);
-        load_scales(value_scales(layer, block, tile.kv_head) + offset, buffers.value_scales + at);
+        if (!layer.is_int8) continue;
+        found.key_scales[at / kGroupTokens] = key_scales(layer, block, tile.kv_head) + offset;
+        found.value_scales[at / kGroupTokens] = value_scales(layer, block, tile.kv_head) + offset;
     }
 }
 
 // Rows of the tile, scaled so that scores come out in units of log 2 (unless a cap must see them first).
-static void load_queries(const AttentionArgs& args, const TilePlan& plan, const QueryTile& tile, uint16_t* queries) {
+static void load_queries(const AttentionArgs& args, const TilePlan& plan, const QueryTile& tile, const TileBuffers& buffers) {
     const int64_t head_dim = args.layer.head_dim;
     const Vec scale = splat(args.softcap > 0 ? args.scale : args.scale * 1.44269504f);
     for (int64_t row = 0; row < tile.num_tokens * plan.heads_per_tile; ++row) {
@@ -147,13 +149,23 @@ static void load_queries(const AttentionArgs& args, const TilePlan& plan, const 
         float scaled[kMaxHeadDim];
         for (int64_t d = 0; d < head_dim; d += kLanes) store(scaled + d, load(from + d) * scale);
         if (args.layer.is_int8) rotate_by_hadamard(scaled, head_dim);
-        for (int64_t d = 0; d < head_dim; d += kLanes) store_bf16(queries + row * head_dim + d, load(scaled + d));
+#if defined(__AMX_TILE__)
+        if (fits_byte_tiles(args.layer)) {
+            split_query(scaled, head_dim, buffers.bytes.rows, row);
+            continue;
+        }
+#endif
+        for (int64_t d = 0; d < head_dim; d += kLanes) store_bf16(buffers.queries + row * head_dim + d, load(scaled + d));
     }
 }
 
 static void chunk_scores(const KvLayer& layer, int64_t num_rows, const ChunkTiles& tiles, Span computed,
                          const TileBuffers& buffers) {
 #if defined(__AMX_TILE__)
+    if (fits_byte_tiles(layer)) {
+        if (num_rows <= 16) return scores_by_byte_tiles<1>(buffers.bytes, num_rows, tiles, computed, buffers.key_scales, buffers.scores);
+        return scores_by_byte_tiles<2>(buffers.bytes, num_rows, tiles, computed, buffers.key_scales, buffers.scores);
+    }
     if (fits_tiles(layer)) {
         if (num_rows <= 16) return scores_by_tiles<1>(buffers.queries, tiles, computed, buffers.scores);
         return scores_by_tiles<2>(buffers.queries, tiles, computed, buffers.scores);
@@ -166,6 +178,10 @@ static void chunk_scores(const KvLayer& layer, int64_t num_rows, const ChunkTile
 static void chunk_values(const KvLayer& layer, int64_t num_rows, const ChunkTiles& tiles, const ChunkTiles* next, Span computed,
                          const TileBuffers& buffers) {
 #if defined(__AMX_TILE__)
+    if (fits_byte_tiles(layer)) {
+        if (num_rows <= 16) return values_by_byte_tiles<1>(buffers.bytes, num_rows, tiles, next, computed, buffers.chunk_values);
+        return values_by_byte_tiles<2>(buffers.bytes, num_rows, tiles, next, computed, buffers.chunk_values);
+    }
     if (fits_tiles(layer)) {
         if (num_rows <= 16) return values_by_tiles<1>(buffers.scores, tiles, next, computed, buffers.chunk_values);
         return values_by_tiles<2>(buffers.scores, tiles, next, computed, buffers.chunk_values);
@@ -187,7 +203,7 @@ static void chunk_softmax(const AttentionArgs& args, const TilePlan& plan, const
         buffers.chunk_softmax[row] = {0.0f, 0.0f};
         if (visible[row].begin >= visible[row].end) continue;
         float* scores = buffers.scores + row * kAttentionChunk;
-        if (args.layer.is_int8) scale_scores(scores, visible[row], buffers.key_scales);
+        if (args.layer.is_int8 && !fits_byte_tiles(args.layer)) scale_scores(scores, visible[row], buffers.key_scales);
         if (args.softcap > 0) cap_scores(scores, visible[row], args.softcap);
         buffers.chunk_softmax[row].maximum = largest_score(scores, visible[row]);
     }
@@ -195,6 +211,12 @@ static void chunk_softmax(const AttentionArgs& args, const TilePlan& plan, const
         if (visible[row].begin >= visible[row].end) continue;
         ChunkSoftmax& softmax = buffers.chunk_softmax[row];
         float* scores = buffers.scores + row * kAttentionChunk;
+#if defined(__AMX_TILE__)
+        if (fits_byte_tiles(args.layer)) {
+            softmax.sum = split_shares(scores, softmax.maximum, computed, visible[row], buffers.value_scales, buffers.bytes.shares, row);
+            continue;
+        }
+#endif
         if (args.layer.is_int8)
             softmax.sum = exponentiate_in_place(scores, softmax.maximum, computed, visible[row],
                                                 [&](int64_t at, Vec p) { return p * load(buffers.value_scales + at); });
@@ -208,9 +230,10 @@ static void attend_chunk(const AttentionArgs& args, const TilePlan& plan, const 
                          const ChunkTiles& tiles, const ChunkTiles* next, const TileBuffers& buffers) {
     const int64_t num_rows = tile.num_tokens * plan.heads_per_tile;
     const Span computed = computed_span(args, tile, chunk);
-    if (args.layer.is_int8) {
+    if (args.layer.is_int8)
+        load_scales(tiles, next, computed, fits_byte_tiles(args.layer) ? 1.0f : kUnexpand, buffers.key_scales, buffers.value_scales);
+    if (args.layer.is_int8 && !fits_byte_tiles(args.layer)) {
         chunk_scores(args.layer, num_rows, expand_keys(tiles, computed, buffers.expanded), computed, buffers);
-        find_scales(args, tile, chunk, computed, buffers);
         chunk_softmax(args, plan, tile, chunk, computed, buffers);
         chunk_values(args.layer, num_rows, expand_values(tiles, next, computed, buffers.expanded), nullptr, computed, buffers);
     } else {
@@ -248,7 +271,7 @@ static void attend_tile(const AttentionArgs& args, const TilePlan& plan, const Q
     const int64_t num_rows = tile.num_tokens * plan.heads_per_tile;
     const int64_t head_dim = args.layer.head_dim;
     const ChunkRange chunks = chunks_of(args, tile);
-    load_queries(args, plan, tile, buffers.queries);
+    load_queries(args, plan, tile, buffers);
     start_rows(num_rows, head_dim, buffers);
     for (int64_t chunk = chunks.first; chunk < chunks.end; ++chunk) {
         ChunkTiles next = {};
@@ -321,7 +344,7 @@ static void attend_by_chunks(const AttentionArgs& args, const TilePlan& plan, in
         const bool more = chunk + 1 < chunks.end && unit + 1 < units.end;
         find_chunk(args, tile, chunk, tiles[0]);
         if (more) find_chunk(args, tile, chunk + 1, tiles[1]);
-        load_queries(args, plan, tile, buffers.queries);
+        load_queries(args, plan, tile, buffers);
         attend_chunk(args, plan, tile, chunk, tiles[0], more ? &tiles[1] : nullptr, with_partial(buffers, args, unit));
     }
     team.barrier();

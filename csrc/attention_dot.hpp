@@ -23,6 +23,8 @@ inline constexpr int64_t kStripsPerLine = 16 / kLanes;  // vectors in a 64-byte 
 struct ChunkTiles {
     const uint8_t* keys[kChunkGroups];    // [head_dim / 2][16][2] each
     const uint8_t* values[kChunkGroups];  // 8 lines, for each 16 dims `dims_stride` bytes apart
+    const float* key_scales[kChunkGroups];    // of an int8 cache, [16] each
+    const float* value_scales[kChunkGroups];
     int64_t dims_stride;
     int64_t head_dim;
 };

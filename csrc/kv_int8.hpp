@@ -6,7 +6,7 @@
 //   K part [block_size / 16][head_dim / 4][16 tokens][4 dims]       | K scales [block_size] float
 //   V part [head_dim / 16][block_size / 4][16 dims][4 tokens]       | V scales [block_size] float
 //
-// Attention expands a chunk to bf16 in the thread's scratch and goes on as with a bf16 cache: one line of bytes becomes two lines of
+// Attention multiplies bytes where it has tiles for that (attention_amx_int8.hpp). Else it expands a chunk to bf16 in the thread's scratch and goes on as with a bf16 cache: one line of bytes becomes two lines of
 // pairs. Expansion is exact, for it yields n * 2^24: a byte shifted to the top of its lane and converted has at most 8
 // significant bits. K scales then multiply scores, V scales probabilities.
 // What a token leaves undone needs no clearing: stale bytes are finite, and meet a probability of zero.
@@ -108,9 +108,18 @@ static ChunkTiles expand_values(const ChunkTiles& bytes, const ChunkTiles* next,
     return tiles;
 }
 
-// The scales of 16 tokens, ready for products with expanded numbers.
-RL_INLINE void load_scales(const float* from, float* to) {
-    for (int64_t i = 0; i < kGroupTokens; i += kLanes) store(to + i, load(from + i) * splat(kUnexpand));
+// The chunk's scales, times `unit`: kUnexpand for products with expanded numbers. Prefetches those of the next chunk.
+static void load_scales(const ChunkTiles& tiles, const ChunkTiles* next, Span computed, float unit, float* keys, float* values) {
+    for (int64_t group = computed.begin / kGroupTokens; group < computed.end / kGroupTokens; ++group)
+        for (int64_t i = 0; i < kGroupTokens; i += kLanes) {
+            store(keys + group * kGroupTokens + i, load(tiles.key_scales[group] + i) * splat(unit));
+            store(values + group * kGroupTokens + i, load(tiles.value_scales[group] + i) * splat(unit));
+        }
+    for (int64_t group = 0; next != nullptr && group < kChunkGroups; ++group) {
+        if (next->key_scales[group] == nullptr) continue;
+        prefetch(next->key_scales[group]);
+        prefetch(next->value_scales[group]);
+    }
 }
 
 }  // namespace ridgeline::RL_TIER
