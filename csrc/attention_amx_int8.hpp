@@ -9,7 +9,7 @@
 // Needs head_dim to be a multiple of 64 up to 256. Floor: as bf16's tiles, 16 cycles a product, but half the bytes.
 // Measured on one thread, a group of 3 heads of 64, in ns a (token, kv head, position) beside bf16 in the same run: decode from memory
 // 11 (bf16 19), that is 12 GB/s; decode from cache 6.8 (6.2); prefill 2.5 (1.4). In a step of SmolLM2-135M, 32 sequences of
-// 512 tokens: 13 (13) and half the time in kv_write, where half the floor's bandwidth is reached: its pages lie far apart.
+// 512 tokens: 13 (13), and half the time in kv_write: the halved bytes do not show there yet.
 #pragma once
 
 #include "attention_amx.hpp"
