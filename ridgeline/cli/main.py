@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -50,19 +51,25 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more as it ends: let it flush into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_BROKEN_PIPE
     except SystemExit as stop:  # typer's own end for a broken pipe; uvicorn's when it cannot start
         return EXIT_BROKEN_PIPE if isinstance(stop.__context__, BrokenPipeError) else _exit_code(stop)
     except Exception as error:
         if os.environ.get("RIDGELINE_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _discard_output()
         message, code = describe(error)
         if message:
             print(message, file=sys.stderr)
         return code
     return result if isinstance(result, int) else 0
+
+
+def _discard_output() -> None:
+    """The interpreter flushes stdout once more as it ends: let it flush into nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(stop: SystemExit) -> int:

@@ -299,8 +299,10 @@ def test_a_broken_pipe_is_quiet() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_no_bug() -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*RIDGELINE, "version", "--json"], stdout=full, stderr=subprocess.PIPE)
+        command = [*RIDGELINE, "version", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=buffered)
     assert done.returncode == 2
     assert done.stderr == b"error: output: no space left on the device\n"
 
