@@ -308,9 +308,10 @@ async def test_abort_spares_a_later_request_that_took_the_id_of_a_finished_compl
         executor.gate.set()
         while (await anext(first)).finish_reason is None:  # r-0; r-1 goes on
             pass
+        executor.gate.clear()
         second = await engine.submit("x", SamplingParams(max_tokens=200), request_id="r-0")
-        await anext(second)
         engine.abort("r")
+        executor.gate.set()
         reasons = [delta.finish_reason async for delta in second]
         assert reasons[-1] == "length"
 
