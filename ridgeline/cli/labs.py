@@ -152,6 +152,27 @@ def text_tokens(llm: LLM, num_tokens: int, offset: int = 0) -> list[int]:
     return (shifted * (num_tokens // len(shifted) + 1))[:num_tokens]
 
 
+def decode_step_s(llm: LLM, batch: int, num_steps: int, num_prompt_tokens: int) -> float:
+    """Median seconds of a decode step of `batch` requests with prompts of their own on the real engine."""
+    from statistics import median
+
+    from ridgeline.core.event import StepCompleted
+    from ridgeline.engine.sampling_params import SamplingParams
+
+    params = SamplingParams(max_tokens=num_steps + 1, temperature=0, ignore_eos=True)
+    engine = llm.parts.engine
+    for index in range(batch):
+        prompt = tuple(text_tokens(llm, num_prompt_tokens, offset=3 * index))
+        for request in llm.parts.intake.job(f"lab-{batch}-{index}", prompt, params).requests:
+            engine.add(request)
+    seconds = []
+    while engine.has_work():
+        for event in engine.step():
+            if isinstance(event, StepCompleted) and event.num_rows == batch and not event.num_prefill_tokens:
+                seconds.append(event.seconds)
+    return median(seconds)
+
+
 def read_number(text: str) -> float:
     """`"131072"`, `"131,072"`, `"128 KiB"`, `"16.1 GB"`, `"25%"` or `"7.5B"` as a number."""
     words = text.strip().replace(",", "").replace("_", "")

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 from ridgeline import SamplingParams
 from ridgeline.cli.lab_models import known_model
-from ridgeline.cli.labs import Exercise, Lab, LabContext, LabResult, Relation, text_tokens, token_times
-from ridgeline.core.event import StepCompleted
+from ridgeline.cli.labs import (
+    Exercise,
+    Lab,
+    LabContext,
+    LabResult,
+    Relation,
+    decode_step_s,
+    text_tokens,
+    token_times,
+)
 from ridgeline.cost.roofline import Ceilings, Operation, Phase, attainable, step_operations
 from ridgeline.runtime.native.measure import measure_ceilings
 
@@ -52,22 +60,6 @@ class Point:
     @property
     def operations_per_s(self) -> float:
         return self.operations / self.seconds
-
-
-def decode_step_s(llm: LLM, batch: int, num_steps: int) -> float:
-    """Median seconds of a decode step of `batch` requests."""
-    params = SamplingParams(max_tokens=num_steps + 1, temperature=0, ignore_eos=True)
-    engine = llm.parts.engine
-    for index in range(batch):
-        prompt = tuple(text_tokens(llm, PROMPT_TOKENS, offset=3 * index))
-        for request in llm.parts.intake.job(f"lab-{batch}-{index}", prompt, params).requests:
-            engine.add(request)
-    seconds = []
-    while engine.has_work():
-        for event in engine.step():
-            if isinstance(event, StepCompleted) and event.num_rows == batch and not event.num_prefill_tokens:
-                seconds.append(event.seconds)
-    return median(seconds)
 
 
 def prefill_s(llm: LLM, num_tokens: int) -> float:
@@ -124,7 +116,7 @@ def run(context: LabContext) -> LabResult:
         for _ in range(rounds):
             prefills.append(prefill_s(llm, num_prefill))
             for batch in batches:
-                steps[batch].append(decode_step_s(llm, batch, 8))
+                steps[batch].append(decode_step_s(llm, batch, 8, PROMPT_TOKENS))
         roofs.append(measure_ceilings([1], [MEMORY_BYTES], repeats=3))
         seen = PROMPT_TOKENS + 4
         points = [

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import TYPE_CHECKING
 
-from ridgeline import SamplingParams
-from ridgeline.cli.labs import Exercise, Lab, LabContext, LabResult, Relation, text_tokens
+from ridgeline.cli.labs import Exercise, Lab, LabContext, LabResult, Relation, decode_step_s
 from ridgeline.core.config import SchedulerConfig
-from ridgeline.core.event import Event, Finished, StepCompleted
+from ridgeline.core.event import Event, Finished
 from ridgeline.core.plan import StepPlan
 from ridgeline.core.request import Request
 from ridgeline.core.scheduler import Scheduler
@@ -27,28 +26,11 @@ from ridgeline.sim.virtual_clock import VirtualClock
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ridgeline import LLM
 
 SEATS = 16
 PROMPT_TOKENS = 16
 SHOWN_STEPS = 1_200
 """Steps at the beginning that the plot shows."""
-
-
-def decode_step_s(llm: LLM, batch: int, num_steps: int) -> float:
-    """Median seconds of a decode step of `batch` requests on the real engine."""
-    params = SamplingParams(max_tokens=num_steps + 1, temperature=0, ignore_eos=True)
-    engine = llm.parts.engine
-    for index in range(batch):
-        prompt = tuple(text_tokens(llm, PROMPT_TOKENS, offset=3 * index))
-        for request in llm.parts.intake.job(f"lab-{batch}-{index}", prompt, params).requests:
-            engine.add(request)
-    seconds = []
-    while engine.has_work():
-        for event in engine.step():
-            if isinstance(event, StepCompleted) and event.num_rows == batch and not event.num_prefill_tokens:
-                seconds.append(event.seconds)
-    return median(seconds)
 
 
 def line_through(points: dict[int, float]) -> tuple[float, float]:
@@ -107,8 +89,10 @@ def run(context: LabContext) -> LabResult:
     """Step times on the real engine, then static and continuous batching over mixed and equal lengths."""
     batches = (1, 4, 16) if context.quick else (1, 2, 4, 8, 16, 32)
     with context.llm(enable_prefix_caching=False, max_num_seqs=max(batches)) as llm:
-        decode_step_s(llm, 2, 4)
-        step_s = {batch: decode_step_s(llm, batch, 12 if context.quick else 24) for batch in batches}
+        decode_step_s(llm, 2, 4, PROMPT_TOKENS)
+        step_s = {
+            batch: decode_step_s(llm, batch, 12 if context.quick else 24, PROMPT_TOKENS) for batch in batches
+        }
     cost = line_through(step_s)
     rng = random.Random(0)
     count = 160 if context.quick else 480
